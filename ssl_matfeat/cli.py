@@ -1,0 +1,129 @@
+"""The command ``ssl-matfeat``; what is slow to import is imported where it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+app = typer.Typer(
+    help="Self-supervised features for crystals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+weights_app = typer.Typer(help="The pretrained weights that this version has.")
+app.add_typer(weights_app, name="weights", no_args_is_help=True)
+
+STRUCTURE_FILES = ("*.cif", "*POSCAR*", "*CONTCAR*", "*.vasp")
+"""What is taken from a folder; a file that is named itself may have any name pymatgen reads."""
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path,
+        typer.Option(exists=True, file_okay=False, help="Folder for demo.json and the plot."),
+    ] = Path(),
+) -> None:
+    """Predict the bulk moduli of 1 181 real crystals, and compare with matminer's features."""
+    from ssl_matfeat.demo import run_demo
+
+    typer.echo(run_demo(output))
+    typer.echo(f"\nWritten: {output / 'demo.json'}, {output / 'demo_parity.png'}")
+
+
+@app.command()
+def featurize(
+    paths: Annotated[
+        list[Path], typer.Argument(help="CIF or POSCAR files, or folders of them.", exists=True)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet or .csv file.")] = Path(
+        "features.parquet"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="Name (see 'weights list') or path of a .safetensors file.")
+    ] = "default",
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Write one row of features for each structure file.
+
+    Column 'file' names the source of a row. A file that cannot be read or featurized is reported
+    and left out, and the command then ends with status 1; the other rows are always written.
+    """
+    if output.suffix not in (".parquet", ".csv"):
+        raise typer.BadParameter(f"{output} must end in .parquet or .csv", param_hint="--output")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
+    files = _structure_files(paths)
+    if not files:
+        raise typer.BadParameter(
+            f"no structure files ({', '.join(STRUCTURE_FILES)}) in "
+            + ", ".join(str(path) for path in paths),
+            param_hint="PATHS",
+        )
+
+    from ssl_matfeat.featurizers import SSLStructureFeaturizer
+    from ssl_matfeat.weights import WeightsError
+
+    structures, errors = _read(files)
+    featurizer = SSLStructureFeaturizer(weights, device=device, on_error="nan", verbose=True)
+    featurizer.set_output(transform="pandas")
+    if structures:
+        try:
+            features = featurizer.fit_transform(list(structures.values()))
+        except WeightsError as error:
+            raise typer.BadParameter(str(error), param_hint="--weights") from error
+        features.insert(0, "file", [str(file) for file in structures])
+        errors |= {list(structures)[row]: text for row, text in featurizer.errors_.items()}
+        features = features[~features["file"].isin([str(file) for file in errors])]
+        if output.suffix == ".parquet":
+            features.to_parquet(output, index=False)
+        else:
+            features.to_csv(output, index=False)
+    for file, text in errors.items():
+        typer.echo(f"{file}: {text}", err=True)
+    typer.echo(f"{len(files) - len(errors)} of {len(files)} structures written to {output}")
+    if errors:
+        raise typer.Exit(1)
+
+
+@weights_app.command("list")
+def list_weights() -> None:
+    """List the weights by name, with what they were trained on."""
+    from ssl_matfeat.weights import list_weights, load_card
+
+    for name in list_weights():
+        card = load_card(name)
+        typer.echo(f"{name}: {card['task']}, {card['n_parameters']} parameters, {card['date']}")
+        typer.echo(f"    trained on {card['training_data']}")
+        typer.echo(f"    {card['licence']}; {card['attribution']}")
+
+
+def _structure_files(paths: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = {file for pattern in STRUCTURE_FILES for file in path.rglob(pattern)}
+            files += sorted(file for file in found if file.is_file())
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))
+
+
+def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:
+    from pymatgen.core import Structure
+    from tqdm import tqdm
+
+    structures, errors = {}, {}
+    for file in tqdm(files, desc="reading", unit="file", leave=False):
+        # pymatgen's parsers raise whatever a malformed file makes them trip over.
+        try:
+            structures[file] = Structure.from_file(file)
+        except Exception as error:
+            errors[file] = f"cannot be read: {type(error).__name__}: {error}"
+    return structures, errors
