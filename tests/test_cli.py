@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
+
+from ssl_matfeat import SSLStructureFeaturizer, list_weights
+from ssl_matfeat.cli import app
+from ssl_matfeat.demo import markdown_table, run_demo
+
+SALT = Structure.from_spacegroup(
+    "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+)
+IRON = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "files" / "deeper").mkdir(parents=True)
+    SALT.to(tmp_path / "files" / "salt.vasp", fmt="poscar")
+    IRON.to(tmp_path / "files" / "deeper" / "POSCAR", fmt="poscar")
+    (tmp_path / "files" / "notes.txt").write_text("no structure")
+    return tmp_path / "files"
+
+
+def test_featurize_writes_what_the_featurizer_gives(folder, tmp_path):
+    output = tmp_path / "features.parquet"
+    result = run("featurize", folder, "--output", output)
+    assert result.exit_code == 0, result.output
+    table = pd.read_parquet(output)
+    assert table["file"].tolist() == [str(folder / "deeper" / "POSCAR"), str(folder / "salt.vasp")]
+    expected = SSLStructureFeaturizer().set_output(transform="pandas").fit_transform([IRON, SALT])
+    assert list(table.columns[1:]) == list(expected.columns)
+    np.testing.assert_allclose(table.iloc[:, 1:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_csv_holds_the_same_table(folder, tmp_path):
+    run("featurize", folder, "--output", tmp_path / "features.parquet")
+    run("featurize", folder, "--output", tmp_path / "features.csv")
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "features.csv"),
+        pd.read_parquet(tmp_path / "features.parquet"),
+        check_dtype=False,
+    )
+
+
+def test_bad_files_are_reported_and_lose_no_other(folder, tmp_path):
+    ALLOY.to(folder / "alloy.cif")
+    (folder / "broken.cif").write_text("data_broken\n_cell_length_a nonsense\n")
+    output = tmp_path / "features.parquet"
+    result = run("featurize", folder, "--output", output)
+    assert result.exit_code == 1
+    assert f"{folder / 'broken.cif'}: cannot be read" in result.output
+    assert f"{folder / 'alloy.cif'}: " in result.output
+    assert "disordered" in result.output
+    assert "2 of 4 structures written" in result.output
+    table = pd.read_parquet(output)
+    assert len(table) == 2
+    assert table.notna().all(axis=None)
+
+
+def test_a_file_named_twice_gives_one_row(folder, tmp_path):
+    output = tmp_path / "features.parquet"
+    run("featurize", folder, folder / "salt.vasp", "--output", output)
+    assert len(pd.read_parquet(output)) == 2
+
+
+def test_nothing_is_written_when_nothing_can_be_read(tmp_path):
+    (tmp_path / "empty.cif").write_text("")
+    output = tmp_path / "features.csv"
+    result = run("featurize", tmp_path, "--output", output)
+    assert result.exit_code == 1
+    assert "0 of 1 structures" in result.output
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["features.xlsx", "no/such/folder/features.csv"])
+def test_an_output_that_cannot_be_written_is_refused_first(name, folder, tmp_path):
+    result = run("featurize", folder, "--output", tmp_path / name)
+    assert result.exit_code == 2
+    assert "--output" in result.output
+
+
+def test_a_folder_without_structures_is_refused(tmp_path):
+    result = run("featurize", tmp_path, "--output", tmp_path / "features.csv")
+    assert result.exit_code == 2
+    assert "no structure files" in result.output
+
+
+def test_unknown_weights_are_refused_by_name(folder, tmp_path):
+    result = run("featurize", folder, "-o", tmp_path / "f.csv", "--weights", "nonsense")
+    assert result.exit_code == 2
+    assert "nonsense" in result.output
+    assert "default" in result.output
+
+
+def test_weights_list_names_every_one_with_its_attribution():
+    result = run("weights", "list")
+    assert result.exit_code == 0
+    for name in list_weights():
+        assert f"{name}: " in result.output
+    assert "Materials Project" in result.output
+
+
+def test_demo_scores_every_set_of_features_with_every_model(tmp_path):
+    table = run_demo(tmp_path, n_crystals=60)
+    report = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
+    pairs = [(row["features"], row["model"]) for row in report["rows"]]
+    assert len(pairs) == len(set(pairs)) == 7
+    dummy, *others = (row["mae"] for row in report["rows"])
+    assert max(others) < dummy
+    assert table == markdown_table(report["rows"])
+    assert (tmp_path / "demo_parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_demo_on_every_crystal_writes_into_the_folder_it_is_given(tmp_path):
+    result = run("demo", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
+    assert "1181 crystals" in report["data"]
+    assert (tmp_path / "demo_parity.png").exists()
