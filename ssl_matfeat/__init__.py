@@ -1,0 +1,31 @@
+"""Self-supervised features and graph networks for crystals, in scikit-learn form.
+
+Names are imported on first use, so that ``import ssl_matfeat`` itself costs nothing: it neither loads torch
+nor prints, downloads or writes anything.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "SSLAtomFeaturizer": "featurizers",
+    "SSLStructureFeaturizer": "featurizers",
+    "SSLPretrainer": "pretrain",
+    "StructureError": "_validation",
+    "list_weights": "weights",
+    "load_dataset": "datasets",
+    "load_elastic": "datasets",
+}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ssl_matfeat' has no attribute {name!r}")
+    return getattr(import_module(f"ssl_matfeat.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

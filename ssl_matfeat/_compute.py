@@ -1,0 +1,154 @@
+"""Structures → rows of features, in bounded batches and several processes; one bad structure loses only its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ssl_matfeat._validation import StructureError, as_crystal
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
+
+BatchFunction = Callable[[CrystalBatch], torch.Tensor]
+"""Turns a batch into rows: one a site, or one a crystal."""
+
+_CHUNK = 256
+"""Structures a piece of work: large enough to fill batches, small enough to bound memory and show progress."""
+
+
+def build_graphs(
+    structures: Sequence[Any], first: int = 0, raise_errors: bool = True
+) -> tuple[CrystalGraphs | None, NDArray[np.int64], dict[int, str]]:
+    """Build the graphs of the good structures.
+
+    Parameters
+    ----------
+    structures : sequence
+        Items of X.
+    first : int
+        Position of the first one in X, for messages.
+    raise_errors : bool
+        Raise the first error, instead of collecting them.
+
+    Returns
+    -------
+    graphs : CrystalGraphs or None
+        Of the good structures; None if there is none.
+    good : ndarray
+        Their positions in X.
+    errors : dict
+        Position in X → message.
+    """
+    crystals, edges, good, errors = [], [], [], {}
+    for position, structure in enumerate(structures, start=first):
+        try:
+            crystal = as_crystal(structure, f"X[{position}]")
+            edges.append(find_edges(crystal, name=f"X[{position}]"))
+        except (StructureError, TypeError) as error:
+            if raise_errors:
+                raise
+            errors[position] = f"{type(error).__name__}: {error}"
+        else:
+            crystals.append(crystal)
+            good.append(position)
+    graphs = CrystalGraphs.from_edges(crystals, edges) if crystals else None
+    return graphs, np.array(good, dtype=np.int64), errors
+
+
+def compute_rows(
+    structures: Sequence[Any],
+    function: BatchFunction,
+    *,
+    per_site: bool,
+    max_edges: int,
+    device: str,
+    n_jobs: int | None,
+    raise_errors: bool,
+    progress: bool | dict[str, Any] = False,
+) -> tuple[list[NDArray | None], NDArray[np.int64], dict[int, str]]:
+    """Apply ``function`` to all structures.
+
+    Parameters
+    ----------
+    structures : sequence
+        Items of X.
+    function : callable
+        Picklable, if ``n_jobs`` asks for other processes.
+    per_site : bool
+        Whether ``function`` gives a row a site, or a row a crystal.
+    max_edges : int
+        In a batch.
+    device : str
+        Of torch.
+    n_jobs : int or None
+        Processes, in joblib's words.
+    raise_errors : bool
+        Raise the first error, instead of collecting them.
+    progress : bool or dict
+        Show a bar; a dict holds options of tqdm.
+
+    Returns
+    -------
+    rows : list
+        One array a structure: its rows; None for a bad one.
+    elements : ndarray
+        The atomic numbers that occurred.
+    errors : dict
+        Position in X → message.
+    """
+    starts = range(0, len(structures), _CHUNK)
+    work = (
+        joblib.delayed(_compute_chunk)(
+            structures[start : start + _CHUNK],
+            start,
+            function,
+            per_site,
+            max_edges,
+            device,
+            raise_errors,
+            joblib.effective_n_jobs(n_jobs) > 1,
+        )
+        for start in starts
+    )
+    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
+    rows: list[NDArray | None] = []
+    elements: set[int] = set()
+    errors: dict[int, str] = {}
+    options = progress if isinstance(progress, dict) else {}
+    with tqdm(total=len(structures), unit="crystal", disable=not progress, **options) as bar:
+        for chunk_rows, chunk_elements, chunk_errors in parallel(work):
+            rows += chunk_rows
+            elements |= chunk_elements
+            errors |= chunk_errors
+            bar.update(len(chunk_rows))
+    return rows, np.array(sorted(elements), dtype=np.int64), errors
+
+
+def _compute_chunk(
+    structures: Sequence[Any],
+    first: int,
+    function: BatchFunction,
+    per_site: bool,
+    max_edges: int,
+    device: str,
+    raise_errors: bool,
+    one_of_many: bool,
+) -> tuple[list[NDArray | None], set[int], dict[int, str]]:
+    if one_of_many:
+        torch.set_num_threads(1)  # workers times threads would fight for the cores
+    graphs, good, errors = build_graphs(structures, first, raise_errors)
+    rows: list[NDArray | None] = [None] * len(structures)
+    if graphs is None:
+        return rows, set(), errors
+    for crystals in graphs.batches(max_edges):
+        with torch.inference_mode():
+            output = function(graphs.batch(crystals).to(device)).cpu().numpy()
+        n_rows = graphs.n_sites[crystals] if per_site else np.ones_like(crystals)
+        for crystal, piece in zip(crystals, np.split(output, np.cumsum(n_rows)[:-1]), strict=True):
+            rows[good[crystal] - first] = piece
+    return rows, set(graphs.numbers.tolist()), errors

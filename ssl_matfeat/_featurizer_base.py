@@ -1,0 +1,169 @@
+"""What the two featurizers share: parameters, weights, matminer's and scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from matminer.featurizers.base import BaseFeaturizer
+from numpy.typing import NDArray
+from pymatgen.core import Element
+from sklearn.utils import Tags
+
+from ssl_matfeat._compute import BatchFunction, compute_rows
+from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat.blocks import Layer, channel_names, check_layers
+from ssl_matfeat.weights import Pretrained, load_weights
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+_CITATIONS = [
+    "@article{kong2024self, title={Self-supervised representations and node embedding graph neural networks for "
+    "accurate and multi-scale analysis of materials}, author={Kong, Jian-Gang and others}, "
+    "journal={Machine Learning: Science and Technology}, volume={5}, pages={035018}, year={2024}, "
+    "doi={10.1088/2632-2153/ad612b}}",
+    "@article{ward2016general, title={A general-purpose machine learning framework for predicting properties of "
+    "inorganic materials}, author={Ward, Logan and Agrawal, Ankit and Choudhary, Alok and Wolverton, Christopher}, "
+    "journal={npj Computational Materials}, volume={2}, pages={16028}, year={2016}, "
+    "doi={10.1038/npjcompumats.2016.28}}",
+    "@article{jain2013commentary, title={Commentary: The Materials Project: A materials genome approach to "
+    "accelerating materials innovation}, author={Jain, Anubhav and others}, journal={APL Materials}, volume={1}, "
+    "pages={011002}, year={2013}, doi={10.1063/1.4812323}}",
+]
+
+
+class SSLFeaturizer(BaseFeaturizer):
+    """What both featurizers share; a subclass says what a row is."""
+
+    # matminer keeps n_jobs outside __init__, where clone loses it; here it is a parameter as in scikit-learn.
+    n_jobs: int | None = None
+    _takes_cell = False
+
+    weights: str | Path | Pretrained
+    layers: tuple[Layer, ...]
+    batch_size: int
+    device: str
+    dtype: str
+    on_error: str
+    verbose: bool
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check the parameters and the kind of ``X``, and load the weights; no label is used.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Not looked into.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter is off, ``X`` is one Structure or ``X`` is empty.
+        WeightsError
+            If the weights do not exist or are damaged.
+        """
+        as_structure_list(X)
+        self.pretrained_ = load_weights(self.weights)
+        self._check_parameters()
+        return self
+
+    def feature_labels(self) -> list[str]:
+        """Return the names of the columns, which say layer, channel and statistic."""
+        self._check_parameters()
+        pretrained = self._pretrained()
+        return [
+            label
+            for layer in self.layers
+            for label in self._labels(layer, channel_names(layer, pretrained))
+        ]
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Return the names of the columns as scikit-learn wants them; ``input_features`` is ignored."""
+        return np.array(self.feature_labels(), dtype=object)
+
+    def citations(self) -> list[str]:
+        """Return BibTeX of the method, of the element properties and of the structures learned from."""
+        return list(_CITATIONS)
+
+    def implementors(self) -> list[str]:
+        """Return who wrote this."""
+        return ["The ssl_matfeat developers"]
+
+    def set_n_jobs(self, n_jobs: int | None) -> None:
+        """Set the parameter ``n_jobs``, by matminer's name."""
+        self.n_jobs = n_jobs
+
+    def _pretrained(self) -> Pretrained:
+        return self.pretrained_ if hasattr(self, "pretrained_") else load_weights(self.weights)
+
+    def _check_parameters(self) -> None:
+        check_layers(self.layers, self._pretrained(), self._takes_cell)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
+        if self.on_error not in ("raise", "nan"):
+            raise ValueError(f"on_error must be 'raise' or 'nan', got {self.on_error!r}")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(
+                f"batch_size must be an int of at least 1 (edges), got {self.batch_size!r}"
+            )
+
+    def _rows(
+        self, structures: Sequence[Any], on_error: str, progress: bool | dict[str, Any]
+    ) -> tuple[list[NDArray | None], dict[int, str]]:
+        self._check_parameters()
+        rows, elements, errors = compute_rows(
+            structures,
+            self._function(),
+            per_site=not self._takes_cell,
+            max_edges=self.batch_size,
+            device=self.device,
+            n_jobs=self.n_jobs,
+            raise_errors=on_error == "raise",
+            progress=progress,
+        )
+        seen = self._pretrained().card["elements_seen"]
+        unseen = [
+            Element.from_Z(z).symbol for z in elements if Element.from_Z(z).symbol not in seen
+        ]
+        if unseen:
+            warnings.warn(
+                f"the weights never saw {', '.join(unseen)}: features of crystals that hold them are defined, but "
+                "rest on element properties alone",
+                stacklevel=3,
+            )
+        return rows, errors
+
+    def _rows_for_matminer(
+        self,
+        structures: list[Any],
+        ignore_errors: bool,
+        return_errors: bool,
+        pbar: bool | dict[str, Any],
+    ) -> tuple[list[NDArray | None], dict[int, str]]:
+        if return_errors and not ignore_errors:
+            raise ValueError("return_errors=True needs ignore_errors=True")
+        return self._rows(structures, "nan" if ignore_errors else "raise", pbar)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    @abstractmethod
+    def _function(self) -> BatchFunction: ...
+
+    @abstractmethod
+    def _labels(self, layer: Layer, channels: tuple[str, ...]) -> list[str]: ...

@@ -1,0 +1,191 @@
+"""What a usable structure is, and every error text about one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from pymatgen.core import Composition, Element, IMolecule, IStructure
+from pymatgen.core.sites import Site
+
+MAX_ATOMIC_NUMBER = 103
+MIN_DISTANCE = 0.3
+"""Two atoms closer than this, in Å, are taken for a mistake in the structure."""
+MIN_VOLUME_PER_SITE = 0.1
+"""A cell with less volume a site than this, in Å³, is taken for flat."""
+
+
+class StructureError(ValueError):
+    """A structure that cannot be turned into features; the message says why and what to do."""
+
+
+class Crystal(NamedTuple):
+    """The plain arrays of one validated structure."""
+
+    numbers: np.ndarray
+    """Atomic numbers, (n_sites,) int64."""
+    lattice: np.ndarray
+    """Row vectors of the cell in Å, (3, 3) float64."""
+    frac_coords: np.ndarray
+    """Fractional coordinates, (n_sites, 3) float64."""
+    pbc: tuple[bool, bool, bool] = (True, True, True)
+    """Which of the three directions repeat."""
+
+    def describe(self, name: str) -> str:
+        """Return ``name`` with the reduced formula, as messages call it."""
+        counts = Counter(Element.from_Z(int(z)).symbol for z in self.numbers)
+        return f"{name} ({Composition(counts).reduced_formula})"
+
+
+def as_structure_list(X: Any) -> list[Any]:
+    """Return the items of ``X`` as a list without looking into them.
+
+    Parameters
+    ----------
+    X : list, tuple, Series, object array or one-column DataFrame of Structure
+        A Structure is itself a sequence of sites, so numpy must never see the list.
+
+    Returns
+    -------
+    list
+
+    Raises
+    ------
+    TypeError
+        If ``X`` is one structure, or no collection.
+    ValueError
+        If ``X`` is empty or has several columns.
+    """
+    if isinstance(X, IStructure | IMolecule | Site):
+        raise TypeError(
+            f"X is one {type(X).__name__} ({_formula(X)}), but a list of structures is expected; pass [structure]"
+        )
+    if isinstance(X, str | bytes | dict) or not isinstance(X, Iterable):
+        raise TypeError(f"X must be a list of pymatgen Structures, got {type(X).__name__}")
+    column: Any = X
+    shape: tuple[int, ...] = getattr(X, "shape", ())
+    if len(shape) > 1:
+        if len(shape) != 2 or shape[-1] != 1:
+            raise ValueError(
+                f"X has shape {shape}, but one column of structures is expected; "
+                "select the column, e.g. X['structure']"
+            )
+        column = column.iloc[:, 0] if hasattr(column, "iloc") else column[:, 0]
+    items = list(column)
+    if not items:
+        raise ValueError("X is empty: 0 structures given, at least 1 is needed")
+    return items
+
+
+def as_crystal(structure: Any, name: str = "structure") -> Crystal:
+    """Check one structure and return its arrays.
+
+    Parameters
+    ----------
+    structure : pymatgen.core.Structure
+        Ordered; oxidation states are ignored (Fe3+ is Fe).
+    name : str
+        How to call it in messages, such as ``"X[17]"``.
+
+    Returns
+    -------
+    Crystal
+
+    Raises
+    ------
+    TypeError
+        If it is not a periodic pymatgen structure.
+    StructureError
+        If it is disordered, has unknown species, non-finite coordinates or no volume.
+    """
+    if isinstance(structure, IMolecule):
+        raise TypeError(
+            f"{name} ({_formula(structure)}) is a Molecule, which has no lattice; "
+            "put it in a box with get_boxed_structure(a, b, c)"
+        )
+    if not isinstance(structure, IStructure):
+        raise TypeError(
+            f"{name} is a {type(structure).__name__}, not a pymatgen Structure; "
+            "convert it first, e.g. Structure.from_file(path) or AseAtomsAdaptor.get_structure(atoms)"
+        )
+    if len(structure) == 0:
+        raise StructureError(f"{name} has no sites; drop it")
+    for index, site in enumerate(structure):
+        problem = _species_problem(site)
+        if problem:
+            raise StructureError(f"{name} ({_formula(structure)}): site {index} {problem}")
+    crystal = Crystal(
+        np.array([site.specie.Z for site in structure], dtype=np.int64),
+        np.array(structure.lattice.matrix, dtype=np.float64),
+        np.array(structure.frac_coords, dtype=np.float64),
+        structure.lattice.pbc,
+    )
+    check_crystal(crystal, name)
+    return crystal
+
+
+def check_crystal(crystal: Crystal, name: str) -> None:
+    """Raise StructureError if the cell is flat or a coordinate is not finite."""
+    problem = _geometry_problem(crystal)
+    if problem:
+        raise StructureError(f"{crystal.describe(name)}: {problem}")
+
+
+def _geometry_problem(crystal: Crystal) -> str | None:
+    if not np.isfinite(crystal.lattice).all():
+        return "the lattice has NaN or infinite entries; repair or drop the structure"
+    finite = np.isfinite(crystal.frac_coords).all(axis=1)
+    if not finite.all():
+        site = int(np.flatnonzero(~finite)[0])
+        coords = crystal.frac_coords[site].tolist()
+        return f"site {site} has non-finite coordinates {coords}; repair or drop the structure"
+    volume = abs(np.linalg.det(crystal.lattice)) / len(crystal.numbers)
+    if volume < MIN_VOLUME_PER_SITE:
+        return (
+            f"the cell has a volume of {volume:.3g} Å³ a site, less than {MIN_VOLUME_PER_SITE} Å³; "
+            "check the lattice vectors (are two of them parallel?) and their unit (Å)"
+        )
+    return None
+
+
+def too_close(label: str, i: int, j: int, distance: float) -> StructureError:
+    """Return the error for two atoms on top of each other."""
+    return StructureError(
+        f"{label}: sites {i} and {j} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å; "
+        "merge them (structure.merge_sites) or drop the structure"
+    )
+
+
+def no_neighbor(label: str, site: int, radius: float) -> StructureError:
+    """Return the error for an atom alone within the largest search radius, in Å."""
+    return StructureError(
+        f"{label}: site {site} has no neighbour within {radius:g} Å; "
+        "remove the atom, shrink the empty space or drop the structure"
+    )
+
+
+def _species_problem(site: Any) -> str | None:
+    if not site.is_ordered:
+        return (
+            f"is disordered ({site.species_string}); order it first, e.g. with "
+            "pymatgen's OrderDisorderedStructureTransformation"
+        )
+    specie = site.specie
+    element = getattr(specie, "element", specie)
+    if not isinstance(element, Element):
+        return f"is {specie}, which is no element; replace or remove it (structure.remove_species)"
+    if element.name in ("D", "T"):
+        return (
+            f"is {element.name}, and isotopes are not told apart; "
+            f"use structure.replace_species({{'{element.name}': 'H'}})"
+        )
+    if element.Z > MAX_ATOMIC_NUMBER:
+        return f"is {element.name} (Z = {element.Z}), beyond Z = {MAX_ATOMIC_NUMBER}; drop the structure"
+    return None
+
+
+def _formula(structure: Any) -> str:
+    composition = getattr(structure, "composition", None)
+    return composition.reduced_formula if composition is not None else ""

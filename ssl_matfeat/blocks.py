@@ -1,0 +1,130 @@
+"""The blocks that features are made of, by name: which channels each has, and how a batch gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_matfeat.channels import (
+    CELL_CHANNELS,
+    ELEMENT_CHANNELS,
+    SHELL_CHANNELS,
+    cell_channels,
+    element_channels,
+    shell_channels,
+)
+from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pooling import pool
+from ssl_matfeat.weights import Pretrained
+from ssl_matfeat.weights._registry import Encoder, copy_encoder
+
+RAW_BLOCKS = ("element", "shell", "cell")
+Layer = str | int
+
+
+def check_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
+    """Return ``layers`` as a tuple.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, has duplicates, or names a block that there is not, or not with these weights.
+    """
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise ValueError(f"layers must be a tuple such as ('element', 0, 1), got {layers!r}")
+    known: list[Layer] = [block for block in RAW_BLOCKS if with_cell or block != "cell"]
+    if pretrained.encoder.pretext_names:
+        known.append("pretext")
+    known += list(range(pretrained.encoder.n_layers + 1))
+    for layer in layers:
+        if isinstance(layer, bool) or layer not in known:
+            raise ValueError(
+                f"layers={layers!r}: there is no layer {layer!r} here; choose from {known}"
+            )
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers={layers!r} must name at least one layer, and none twice")
+    return tuple(layers)
+
+
+def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:
+    """Return the names of the channels of one layer."""
+    if isinstance(layer, int):
+        return tuple(f"NE{layer}[{i}]" for i in range(pretrained.encoder.n_channels))
+    return {
+        "element": ELEMENT_CHANNELS,
+        "shell": SHELL_CHANNELS,
+        "cell": CELL_CHANNELS,
+        "pretext": pretrained.encoder.pretext_names,
+    }[layer]
+
+
+class SiteFeatures:
+    """Batch → the channels of the chosen layers side by side, (n_sites, n_channels).
+
+    Raw channels are computed in double precision and the encoder in ``dtype``, which the result has too.
+    """
+
+    def __init__(
+        self, pretrained: Pretrained, layers: tuple[Layer, ...], dtype: torch.dtype
+    ) -> None:
+        self.pretrained, self.layers, self.dtype = pretrained, layers, dtype
+        self._encoder: Encoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+    def __call__(self, batch: CrystalBatch) -> Tensor:
+        """Return all channels, (n_sites, n_channels)."""
+        return torch.cat(self.by_layer(batch), dim=1)
+
+    def by_layer(self, batch: CrystalBatch) -> list[Tensor]:
+        """Return the channels of each layer."""
+        channels: dict[Layer, Tensor] = {}
+        if "element" in self.layers:
+            channels["element"] = element_channels(batch).to(self.dtype)
+        if "shell" in self.layers:
+            channels["shell"] = shell_channels(batch).to(self.dtype)
+        if any(layer not in RAW_BLOCKS for layer in self.layers):
+            embeddings, pretext = self._on(batch).describe(
+                batch.to(batch.numbers.device, self.dtype)
+            )
+            channels["pretext"] = pretext
+            channels.update(enumerate(embeddings))
+        return [channels[layer] for layer in self.layers]
+
+    def _on(self, batch: CrystalBatch) -> Encoder:
+        if self._encoder is None:
+            self._encoder = (
+                copy_encoder(self.pretrained).to(batch.numbers.device, self.dtype).eval()
+            )
+        return self._encoder
+
+
+class CrystalFeatures:
+    """Batch → the pooled channels of the chosen layers, (n_crystals, n_features)."""
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        layers: tuple[Layer, ...],
+        pooling: tuple[str, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        self.sites = SiteFeatures(
+            pretrained, tuple(layer for layer in layers if layer != "cell"), dtype
+        )
+        self.layers, self.pooling = layers, pooling
+
+    def __call__(self, batch: CrystalBatch) -> Tensor:
+        """Return all features, (n_crystals, n_features)."""
+        pooled = iter([pool(x, batch, self.pooling) for x in self.sites.by_layer(batch)])
+        return torch.cat(
+            [
+                cell_channels(batch).to(self.sites.dtype) if layer == "cell" else next(pooled)
+                for layer in self.layers
+            ],
+            dim=1,
+        )

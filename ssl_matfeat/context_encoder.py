@@ -1,0 +1,261 @@
+"""The context encoder: what the surroundings of an atom say about it, for all atoms in one pass.
+
+A masked model hides some atoms, runs, and asks for what was hidden; to ask for every atom takes many runs. Here no atom
+is ever shown to its own context: site j passes on to site i what it gathered from all of its neighbours *but i*, so
+that one pass gives, for every atom, a prediction from its surroundings alone (leave-one-out, as a pseudo-likelihood).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_matfeat.channels import GEOMETRIC_CHANNELS, geometric_channels, shell_weights
+from ssl_matfeat.elements import PROPERTIES, property_table
+from ssl_matfeat.encoder import GaussianExpansion
+from ssl_matfeat.graph import CrystalBatch
+
+IMPLIED_PROPERTIES = (
+    "Electronegativity",
+    "CovalentRadius",
+    "NValence",
+    "Column",
+    "MeltingT",
+    "GSvolume_pa",
+)
+"""Properties whose mean over the elements that the context suggests is compared with the atom's own."""
+
+N_CLASSES = 104
+"""Atomic numbers, with 0 unused."""
+
+_COORDINATION = GEOMETRIC_CHANNELS.index("soft coordination")
+
+
+class Normal(NamedTuple):
+    """A predicted normal distribution."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def residual(self, actual: Tensor) -> Tensor:
+        """Return how many standard deviations ``actual`` lies above the mean."""
+        return (actual - self.mean) * torch.exp(-self.log_std)
+
+    def negative_log_likelihood(self, actual: Tensor) -> Tensor:
+        """Return it in nats, without the constant."""
+        return 0.5 * self.residual(actual) ** 2 + self.log_std
+
+
+class Context(NamedTuple):
+    """Everything that one pass gives."""
+
+    embeddings: list[Tensor]
+    """NE0, NE1, NE2, each (n_sites, n_channels)."""
+    element_logits: Tensor
+    """(n_sites, 104): the element of each site, told by its surroundings and the geometry."""
+    log_bond: Normal
+    """(n_edges,): log of each distance in Å, told by the elements and coordination of both ends."""
+    geometry: Normal
+    """(n_sites, n_geometric): standardised shell geometry, told by the elements of the site and its shell."""
+    log_volume: Normal
+    """(n_sites,): log of the crystal's volume per atom in Å³, a site's share of it told by its shell."""
+    standard_geometry: Tensor
+    """(n_sites, n_geometric): the actual shell geometry, standardised."""
+
+
+class ContextEncoder(nn.Module):
+    """Predict atoms, bonds and shells from their surroundings; embeddings of zero, one and two shells.
+
+    Parameters
+    ----------
+    n_channels : int, default=64
+        Width of every embedding.
+    """
+
+    n_layers = 2
+    pretext_names = (
+        "site log-likelihood",
+        "site entropy",
+        *(f"excess {name}" for name in IMPLIED_PROPERTIES),
+        "bond strain",
+        "bond misfit",
+        "bond softness",
+        "expected bond length",
+        *(f"excess {name}" for name in GEOMETRIC_CHANNELS),
+        "geometry misfit",
+        "volume strain",
+        "expected volume",
+        "volume softness",
+    )
+
+    def __init__(self, n_channels: int = 64) -> None:
+        super().__init__()
+        self.n_channels = n_channels
+        table = torch.from_numpy(property_table()[1:]).float()
+        scaled = torch.cat([torch.zeros(1, table.shape[1]), (table - table.mean(0)) / table.std(0)])
+        # Stored with the weights: what was trained on one table must not run on a later matminer's.
+        self.register_buffer("properties", scaled)  # (104, 22)
+        implied = [PROPERTIES.index(name) for name in IMPLIED_PROPERTIES]
+        self.register_buffer("implied", scaled[:, implied].clone())  # (104, 6)
+        self.expand = GaussianExpansion(cutoff=8.0, step=0.25)
+        self.scale_geometry = nn.BatchNorm1d(len(GEOMETRIC_CHANNELS), affine=False)
+
+        n, n_gaussians, n_geometric = n_channels, len(self.expand.centers), len(GEOMETRIC_CHANNELS)
+        self.embed = _mlp(len(PROPERTIES), n, n)
+        self.first_message = _GatedMessage(n, n_gaussians)
+        self.first_update = _mlp(n + n_geometric, n, n)
+        self.second_message = _GatedMessage(n, n_gaussians)
+        self.second_update = _mlp(n + n_geometric, n, n)
+        self.norm_first, self.norm_second = nn.LayerNorm(n), nn.LayerNorm(n)
+        self.predict_element = _mlp(n + n_geometric, n, N_CLASSES)
+        self.shell = _mlp(2 * n, n, n)
+        self.predict_bond_center = nn.Linear(n + 1, n)
+        self.predict_bond_neighbor = nn.Linear(n + 1, n)
+        self.predict_bond = nn.Linear(n, 2)
+        self.predict_geometry = _mlp(n, n, 2 * n_geometric)
+        self.predict_volume = _mlp(n + 1, n, 2)
+
+    properties: Tensor
+    implied: Tensor
+
+    def forward(self, batch: CrystalBatch) -> Context:
+        """Run once over a batch in the precision of the parameters."""
+        neighbor, center = batch.edge_index
+        geometry = self.scale_geometry(geometric_channels(batch))  # (n_sites, n_geometric)
+        atom = self.embed(self.properties[batch.numbers])  # (n_sites, n)
+        gaussians = self.expand(batch.distance) * _envelope(batch.distance)[:, None]
+
+        message = self.first_message(atom.index_select(0, neighbor), gaussians)  # (n_edges, n)
+        gathered = torch.zeros_like(atom).index_add(0, center, message)  # (n_sites, n)
+        one_shell = atom + self.first_update(torch.cat([self.norm_first(gathered), geometry], 1))
+
+        # What j passes on to i leaves out what j heard from i, if it listens to i at all.
+        without = gathered.index_select(0, neighbor) - _reversed(message, batch)  # (n_edges, n)
+        heard = torch.cat([self.norm_first(without), geometry.index_select(0, neighbor)], 1)
+        passed_on = atom.index_select(0, neighbor) + self.first_update(heard)
+        context = torch.zeros_like(atom).index_add(
+            0, center, self.second_message(passed_on, gaussians)
+        )
+        surroundings = torch.cat([self.norm_second(context), geometry], 1)
+        two_shells = one_shell + self.second_update(surroundings)
+
+        weight, total = shell_weights(batch)
+        around = torch.zeros_like(atom).index_add(
+            0, center, weight[:, None] * atom.index_select(0, neighbor)
+        )
+        shell_state = self.shell(
+            torch.cat([atom, around / total[:, None]], 1)
+        )  # knows elements, no distance
+        coordinated = torch.cat([shell_state, geometry[:, _COORDINATION, None]], 1)
+        pair = self.predict_bond_center(coordinated).index_select(0, center)
+        pair = pair + self.predict_bond_neighbor(coordinated).index_select(0, neighbor)
+        return Context(
+            embeddings=[atom, one_shell, two_shells],
+            element_logits=self.predict_element(surroundings),
+            log_bond=_normal(self.predict_bond(F.silu(pair)).unsqueeze(1)),
+            geometry=_normal(self.predict_geometry(shell_state).unflatten(1, (-1, 2))),
+            log_volume=_normal(self.predict_volume(coordinated).unsqueeze(1)),
+            standard_geometry=geometry,
+        )
+
+    def describe(self, batch: CrystalBatch) -> tuple[list[Tensor], Tensor]:
+        """Return the embeddings and the pretext channels, (n_sites, len(pretext_names)).
+
+        With p the distribution over elements that the surroundings suggest: ``site log-likelihood`` log p(Z) and
+        ``site entropy`` -Σ p log p, in nats; ``excess X`` of an element property, its own value minus Σ p X, in
+        standard deviations over the elements. With log d ~ N(µ, σ²) predicted for each bond and <> the mean over
+        the shell: ``bond strain`` <log d - µ>, ``bond misfit`` <|log d - µ|/σ>, ``bond softness`` <log σ>,
+        ``expected bond length`` <µ>. ``excess X`` of a shell channel, its deviation from the prediction in predicted
+        standard deviations, and ``geometry misfit``, their root mean square. ``volume strain``, ``expected
+        volume`` and ``volume softness`` do for log volume per atom what the bond channels do for log d.
+        """
+        context = self(batch)
+        numbers = batch.numbers
+        log_p = F.log_softmax(context.element_logits, dim=1)
+        p = log_p.exp()
+        excess = self.implied[numbers] - p @ self.implied
+
+        weight, total = shell_weights(batch)
+        mean_log, log_std = context.log_bond.mean.squeeze(1), context.log_bond.log_std.squeeze(1)
+        strain = batch.distance.log() - mean_log
+        per_edge = torch.stack(
+            [strain, (strain * torch.exp(-log_std)).abs(), log_std, mean_log], dim=1
+        )
+        bonds = per_edge.new_zeros(len(numbers), 4)
+        bonds = bonds.index_add(0, batch.edge_index[1], weight[:, None] * per_edge) / total[:, None]
+
+        geometry_residual = context.geometry.residual(context.standard_geometry)
+        volume = log_volume_per_atom(batch)[batch.batch, None]
+        return context.embeddings, torch.cat(
+            [
+                log_p.gather(1, numbers[:, None]),
+                -(p * log_p).sum(1, keepdim=True),
+                excess,
+                bonds,
+                geometry_residual.clamp(-10, 10),
+                geometry_residual.clamp(-10, 10).square().mean(1, keepdim=True).sqrt(),
+                volume - context.log_volume.mean,
+                context.log_volume.mean,
+                context.log_volume.log_std,
+            ],
+            dim=1,
+        )
+
+
+def log_volume_per_atom(batch: CrystalBatch) -> Tensor:
+    """Return the log of the volume per atom in Å³, (n_crystals,)."""
+    n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)
+    return torch.log(batch.volume / n_sites)
+
+
+class _GatedMessage(nn.Module):
+    """sigmoid(gate) * silu(core), both linear in the sender and in the edge: (n_edges, n) → (n_edges, n)."""
+
+    def __init__(self, n_channels: int, n_gaussians: int) -> None:
+        super().__init__()
+        self.sender = nn.Linear(n_channels, 2 * n_channels)
+        self.edge = nn.Linear(n_gaussians, 2 * n_channels, bias=False)
+
+    def forward(self, sender: Tensor, gaussians: Tensor) -> Tensor:
+        gate, core = (self.sender(sender) + self.edge(gaussians)).chunk(2, dim=1)
+        # Without the last factor a far neighbour would still speak through the biases.
+        return torch.sigmoid(gate) * F.silu(core) * gaussians.sum(1, keepdim=True)
+
+
+def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+
+
+def _normal(parameters: Tensor) -> Normal:
+    mean, log_std = parameters.unbind(-1)
+    return Normal(
+        mean, 4 * torch.tanh(log_std / 4)
+    )  # a width between exp(±4), so that no loss runs away
+
+
+def _envelope(distance: Tensor, cutoff: float = 8.0) -> Tensor:
+    """Fall smoothly from 1 to 0 at the cutoff."""
+    inside = (distance / cutoff).clamp(max=1)
+    return 0.5 * (1 + torch.cos(math.pi * inside))
+
+
+def _reversed(message: Tensor, batch: CrystalBatch) -> Tensor:
+    """Return for each edge j → i the message i → j along the same bond, or 0 where j does not listen to i.
+
+    The same bond means the same periodic image: other images of i are other atoms, and stay.
+    """
+    neighbor, center = batch.edge_index
+    n_sites = len(batch.numbers)
+    shift = batch.cell_shift
+    span = int(shift.abs().max()) * 2 + 1 if len(shift) else 1
+    digits = shift.new_tensor([span * span, span, 1])
+    forward = (neighbor * n_sites + center) * span**3 + ((shift + span // 2) * digits).sum(1)
+    backward = (center * n_sites + neighbor) * span**3 + ((span // 2 - shift) * digits).sum(1)
+    ordered, order = forward.sort()
+    place = torch.searchsorted(ordered, backward).clamp(max=len(ordered) - 1)
+    found = ordered[place] == backward
+    return message.index_select(0, order[place]) * found[:, None]

@@ -1,0 +1,86 @@
+"""Tables of the elements, from data that matminer and pymatgen ship; row Z of a table is element Z."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+from matminer.utils.data import MagpieData
+from numpy.typing import NDArray
+from pymatgen.core import Element
+
+from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
+
+PROPERTIES = (
+    "Number",
+    "MendeleevNumber",
+    "AtomicWeight",
+    "MeltingT",
+    "Column",
+    "Row",
+    "CovalentRadius",
+    "Electronegativity",
+    "NsValence",
+    "NpValence",
+    "NdValence",
+    "NfValence",
+    "NValence",
+    "NsUnfilled",
+    "NpUnfilled",
+    "NdUnfilled",
+    "NfUnfilled",
+    "NUnfilled",
+    "GSvolume_pa",
+    "GSbandgap",
+    "GSmagmom",
+    "SpaceGroupNumber",
+)
+"""The 22 properties of Magpie's preset (Ward et al., npj Comput. Mater. 2, 16028, 2016), by matminer's names."""
+
+N_INDICATORS = 92
+
+
+@cache
+def property_table() -> NDArray[np.float64]:
+    """Return Magpie's element properties, (104, 22); row 0 is NaN.
+
+    Where Magpie has no value, the mean over the elements stands, as in matminer's own default.
+    """
+    magpie = MagpieData(impute_nan=True)
+    table = np.full((MAX_ATOMIC_NUMBER + 1, len(PROPERTIES)), np.nan)
+    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+        table[z] = [magpie.get_elemental_property(Element.from_Z(z), name) for name in PROPERTIES]
+    return table
+
+
+@cache
+def radius_table() -> NDArray[np.float64]:
+    """Return calculated atomic radii in Å, (104,); row 0 is NaN.
+
+    pymatgen's ``atomic_radius_calculated``; where that is missing the empirical ``atomic_radius``, and
+    beyond Am, where both are, 1.75 Å as for the earlier actinides.
+    """
+    radii = [np.nan]
+    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+        data = Element.from_Z(z).data
+        known = [data.get(key) for key in ("Atomic radius calculated", "Atomic radius")]
+        radii.append(next((float(r) for r in known if r not in (None, "no data")), 1.75))
+    return np.array(radii)
+
+
+@cache
+def indicator_table() -> NDArray[np.float64]:
+    """Return CGCNN's 92 one-hot element indicators, (104, 92); row 0 is zero, the input of a hidden atom.
+
+    Group, period, electronegativity, covalent radius, valence electrons, first ionization energy, electron
+    affinity, block and atomic volume, each binned (Xie & Grossman, Phys. Rev. Lett. 120, 145301, 2018), as
+    matminer ships them. They end at Fm (100); Md, No and Lr take its row, being actinides like it.
+    """
+    text = files("matminer.utils.data_files").joinpath("cgcnn_atom_feature.json").read_text()
+    rows = json.loads(text)
+    table = np.zeros((MAX_ATOMIC_NUMBER + 1, N_INDICATORS))
+    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+        table[z] = rows[str(min(z, 100))]
+    return table

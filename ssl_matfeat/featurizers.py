@@ -1,0 +1,347 @@
+"""The two featurizers: scikit-learn transformers over structures, and matminer featurizers at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pymatgen.core import SiteCollection, Structure
+from sklearn.utils._set_output import _get_output_config
+
+from ssl_matfeat._compute import BatchFunction
+from ssl_matfeat._featurizer_base import DTYPES, SSLFeaturizer
+from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat.blocks import CrystalFeatures, Layer, SiteFeatures
+from ssl_matfeat.pooling import STATISTICS
+from ssl_matfeat.weights import Pretrained
+
+DEFAULT_LAYERS: tuple[Layer, ...] = ("element", "shell", 0, 1, 2)
+
+
+class SSLStructureFeaturizer(SSLFeaturizer):
+    """Turn crystals into rows of self-supervised and raw features.
+
+    The sites of a crystal get channels from each of the chosen layers; pooled over the sites they are one row.
+    A layer is a raw block or the embedding of a pretrained graph network that has seen so many shells of
+    neighbours: choosing layers chooses the range of the physics. See the user guide for every formula.
+
+    Parameters
+    ----------
+    weights : str, Path or Pretrained, default="default"
+        A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
+    layers : tuple of str and int
+        ``"element"`` (22 element properties), ``"shell"`` (14 statistics of the first shell), ``"cell"``
+        (density in g/cm³, volume per atom in Å³, packing fraction), ``"pretext"`` (what the self-supervised
+        heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the bare atom, 1 its
+        first shell and so on.
+    pooling : tuple of str, default=("mean", "std", "min", "max")
+        Of "mean", "std" (population), "min", "max", "sum". All but "sum" are intensive; "sum" is extensive and
+        changes with the cell chosen for a crystal.
+    batch_size : int, default=16384
+        Largest number of edges in a batch: bounds memory, does not change results.
+    device : str, default="cpu"
+        Of torch.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of the encoder and of the result.
+    n_jobs : int or None, default=None
+        Processes, in joblib's words; each uses one torch thread.
+    on_error : {"raise", "nan"}, default="raise"
+        What a bad structure does: raise an error that names it, or leave a row of NaN and an entry in
+        ``errors_``. The other rows are never lost.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    pretrained_ : Pretrained
+        The weights that `fit` loaded.
+    errors_ : dict
+        Position in X → message, of the last `transform`.
+
+    Examples
+    --------
+    >>> from pymatgen.core import Lattice, Structure
+    >>> from ssl_matfeat import SSLStructureFeaturizer
+    >>> nacl = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
+    >>> featurizer = SSLStructureFeaturizer(layers=("shell",), pooling=("mean",))
+    >>> features = featurizer.set_output(transform="pandas").fit_transform([nacl])
+    >>> round(float(features.loc[0, "mean of bond length"]), 2)
+    2.84
+    """
+
+    _takes_cell = True
+
+    def __init__(
+        self,
+        weights: str | Path | Pretrained = "default",
+        layers: tuple[Layer, ...] = DEFAULT_LAYERS,
+        *,
+        pooling: tuple[str, ...] = ("mean", "std", "min", "max"),
+        batch_size: int = 16384,
+        device: str = "cpu",
+        dtype: Literal["float32", "float64"] = "float32",
+        n_jobs: int | None = None,
+        on_error: Literal["raise", "nan"] = "raise",
+        verbose: bool = False,
+    ) -> None:
+        self.weights = weights
+        self.layers = layers
+        self.pooling = pooling
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.n_jobs = n_jobs
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def transform(self, X: Any) -> NDArray[np.floating]:
+        """Return one row of features a crystal.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures; their oxidation states are ignored.
+
+        Returns
+        -------
+        ndarray of shape (n_crystals, n_features)
+            Or what `set_output` asks for; pandas output keeps the index of a Series.
+
+        Raises
+        ------
+        StructureError, TypeError
+            For the first bad structure, under ``on_error="raise"``.
+        """
+        rows, self.errors_ = self._rows(as_structure_list(X), self.on_error, self.verbose)
+        return self._stack(rows)
+
+    def featurize(self, structure: Structure) -> list[float]:
+        """Return the features of one structure, as matminer wants them."""
+        rows, _ = self._rows([structure], "raise", False)
+        return self._stack(rows)[0].tolist()
+
+    def featurize_many(
+        self,
+        entries: Any,
+        ignore_errors: bool = False,
+        return_errors: bool = False,
+        pbar: bool | dict[str, Any] = True,
+    ) -> list[list[Any]]:
+        """Return the features of many structures, batched.
+
+        Parameters
+        ----------
+        entries : list-like
+            Structures, or one-tuples of them as `featurize_dataframe` makes them.
+        ignore_errors : bool, default=False
+            A bad structure gives a row of NaN instead of an error.
+        return_errors : bool, default=False
+            End each row with the error's message, or NaN; needs ``ignore_errors``.
+        pbar : bool or dict, default=True
+            Show a progress bar; a dict holds options of tqdm.
+
+        Returns
+        -------
+        list of list
+        """
+        structures = [entry[0] for entry in _as_tuples(entries)]
+        rows, errors = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
+        return _with_errors(self._stack(rows).tolist() if rows else [], errors, return_errors)
+
+    def _stack(self, rows: list[NDArray | None]) -> NDArray[np.floating]:
+        blank = np.full((1, len(self.feature_labels())), np.nan, dtype=self.dtype)
+        return np.concatenate([blank if row is None else row for row in rows])
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        bad = isinstance(self.pooling, str) or [
+            name for name in self.pooling if name not in STATISTICS
+        ]
+        if bad or not self.pooling or len(set(self.pooling)) < len(self.pooling):
+            raise ValueError(
+                f"pooling must be a tuple of different ones of {STATISTICS}, got {self.pooling!r}"
+            )
+
+    def _function(self) -> BatchFunction:
+        return CrystalFeatures(
+            self._pretrained(), tuple(self.layers), tuple(self.pooling), DTYPES[self.dtype]
+        )
+
+    def _labels(self, layer: Layer, channels: tuple[str, ...]) -> list[str]:
+        if layer == "cell":
+            return list(channels)
+        return [f"{statistic} of {channel}" for channel in channels for statistic in self.pooling]
+
+
+class SSLAtomFeaturizer(SSLFeaturizer):
+    """Turn the sites of crystals into rows of self-supervised and raw features.
+
+    Parameters
+    ----------
+    weights : str, Path or Pretrained, default="default"
+        A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
+    layers : tuple of str and int, default=(0, 1, 2)
+        As in `SSLStructureFeaturizer`, but for ``"cell"``, which belongs to no site.
+    batch_size : int, default=16384
+        Largest number of edges in a batch: bounds memory, does not change results.
+    device : str, default="cpu"
+        Of torch.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of the encoder and of the result.
+    n_jobs : int or None, default=None
+        Processes, in joblib's words; each uses one torch thread.
+    on_error : {"raise", "nan"}, default="raise"
+        What a bad structure does: raise an error that names it, or leave NaN in the rows of its sites and an
+        entry in ``errors_``.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    pretrained_ : Pretrained
+        The weights that `fit` loaded.
+    site_index_ : ndarray of shape (n_sites_total, 2)
+        Position in X and site of every row of the last `transform`.
+    errors_ : dict
+        Position in X → message, of the last `transform`.
+
+    Examples
+    --------
+    >>> from pymatgen.core import Lattice, Structure
+    >>> from ssl_matfeat import SSLAtomFeaturizer
+    >>> fe = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    >>> featurizer = SSLAtomFeaturizer(layers=("element",))
+    >>> featurizer.fit_transform([fe]).shape
+    (2, 22)
+    >>> featurizer.site_index_.tolist()
+    [[0, 0], [0, 1]]
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | Pretrained = "default",
+        layers: tuple[Layer, ...] = (0, 1, 2),
+        *,
+        batch_size: int = 16384,
+        device: str = "cpu",
+        dtype: Literal["float32", "float64"] = "float32",
+        n_jobs: int | None = None,
+        on_error: Literal["raise", "nan"] = "raise",
+        verbose: bool = False,
+    ) -> None:
+        self.weights = weights
+        self.layers = layers
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.n_jobs = n_jobs
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def transform(self, X: Any) -> NDArray[np.floating] | pd.DataFrame:
+        """Return one row of features a site.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures; their oxidation states are ignored.
+
+        Returns
+        -------
+        ndarray of shape (n_sites_total, n_features)
+            With ``set_output(transform="pandas")`` a DataFrame whose index has the levels ``structure`` (position,
+            or the index of a Series) and ``site``.
+
+        Raises
+        ------
+        StructureError, TypeError
+            For the first bad structure, under ``on_error="raise"``.
+        """
+        structures = as_structure_list(X)
+        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose)
+        filled = self._fill(rows, structures)
+        n_sites = [len(row) for row in filled]
+        position = np.repeat(np.arange(len(filled)), n_sites)
+        site = np.concatenate([np.arange(n) for n in n_sites])
+        self.site_index_ = np.stack([position, site], axis=1)
+        features = np.concatenate(filled)
+        if _get_output_config("transform", self)["dense"] != "pandas":
+            return features
+        keys = X.index.to_numpy()[position] if isinstance(X, pd.Series | pd.DataFrame) else position
+        index = pd.MultiIndex.from_arrays([keys, site], names=["structure", "site"])
+        return pd.DataFrame(features, index=index)
+
+    def featurize(self, structure: Structure, idx: int) -> list[float]:
+        """Return the features of site ``idx`` of one structure, as matminer wants them."""
+        rows, _ = self._rows([structure], "raise", False)
+        return self._fill(rows, [structure])[0][idx].tolist()
+
+    def featurize_many(
+        self,
+        entries: Any,
+        ignore_errors: bool = False,
+        return_errors: bool = False,
+        pbar: bool | dict[str, Any] = True,
+    ) -> list[list[Any]]:
+        """Return the features of many sites; a structure that several entries share is computed once.
+
+        Parameters
+        ----------
+        entries : list-like of (Structure, int)
+            Sites.
+        ignore_errors, return_errors, pbar
+            As in `SSLStructureFeaturizer.featurize_many`.
+
+        Returns
+        -------
+        list of list
+        """
+        pairs = _as_tuples(entries)
+        place: dict[int, int] = {}
+        for structure, _ in pairs:
+            place.setdefault(id(structure), len(place))
+        unique = list({id(structure): structure for structure, _ in pairs}.values())
+        rows, found = self._rows_for_matminer(unique, ignore_errors, return_errors, pbar)
+        filled = self._fill(rows, unique)
+        places = [place[id(structure)] for structure, _ in pairs]
+        values = [
+            filled[i][0 if i in found else site].tolist()
+            for i, (_, site) in zip(places, pairs, strict=True)
+        ]
+        errors = {row: found[i] for row, i in enumerate(places) if i in found}
+        return _with_errors(values, errors, return_errors)
+
+    def _fill(
+        self, rows: list[NDArray | None], structures: Sequence[Any]
+    ) -> list[NDArray[np.floating]]:
+        """Put NaN for the sites of bad structures; what has no sites gets one row."""
+        width = len(self.feature_labels())
+        return [
+            np.full((len(s) if isinstance(s, SiteCollection) else 1, width), np.nan, self.dtype)
+            if row is None
+            else row
+            for row, s in zip(rows, structures, strict=True)
+        ]
+
+    def _function(self) -> BatchFunction:
+        return SiteFeatures(self._pretrained(), tuple(self.layers), DTYPES[self.dtype])
+
+    def _labels(self, layer: Layer, channels: tuple[str, ...]) -> list[str]:
+        return list(channels)
+
+
+def _as_tuples(entries: Any) -> list[tuple[Any, ...]]:
+    values = entries.to_numpy() if isinstance(entries, pd.DataFrame) else entries
+    return [tuple(e) if isinstance(e, tuple | list | np.ndarray) else (e,) for e in values]
+
+
+def _with_errors(
+    rows: list[list[Any]], errors: dict[int, str], return_errors: bool
+) -> list[list[Any]]:
+    if not return_errors:
+        return rows
+    return [[*row, errors.get(i, float("nan"))] for i, row in enumerate(rows)]

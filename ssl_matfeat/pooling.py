@@ -1,0 +1,64 @@
+"""Channels and embeddings of sites → one vector a crystal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_matfeat.graph import CrystalBatch
+
+STATISTICS = ("mean", "std", "min", "max", "sum")
+"""All but ``"sum"`` are intensive: they do not change with the cell chosen for a crystal."""
+
+
+def pool(x: Tensor, batch: CrystalBatch, statistics: tuple[str, ...]) -> Tensor:
+    """Pool ``x``, (n_sites, n_channels), over the sites of each crystal.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_sites, n_channels)
+        Channels or embeddings.
+    batch : CrystalBatch
+        Says which site belongs to which crystal.
+    statistics : tuple of str
+        Of `STATISTICS`. ``"std"`` is the population's; ``"sum"`` is extensive: it doubles with the cell.
+
+    Returns
+    -------
+    Tensor of shape (n_crystals, n_channels * n_statistics)
+        For each channel in turn its statistics, in the order given.
+    """
+    return torch.stack([_POOL[name](x, batch) for name in statistics], dim=2).flatten(1)
+
+
+def pool_mean(x: Tensor, batch: CrystalBatch) -> Tensor:
+    """Return the mean over the sites of each crystal, (n_crystals, n_channels)."""
+    n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)
+    return _sum(x, batch) / n_sites[:, None]
+
+
+def _sum(x: Tensor, batch: CrystalBatch) -> Tensor:
+    return x.new_zeros(batch.num_graphs, x.shape[1]).index_add_(0, batch.batch, x)
+
+
+def _std(x: Tensor, batch: CrystalBatch) -> Tensor:
+    # Centred first: <x²> - <x>² would lose half of the digits.
+    deviation = x - pool_mean(x, batch)[batch.batch]
+    return pool_mean(deviation**2, batch).sqrt()
+
+
+def _extremum(x: Tensor, batch: CrystalBatch, reduce: str) -> Tensor:
+    index = batch.batch[:, None].expand_as(x)
+    start = x.new_zeros(batch.num_graphs, x.shape[1])
+    return start.scatter_reduce(0, index, x, reduce, include_self=False)
+
+
+def _min(x: Tensor, batch: CrystalBatch) -> Tensor:
+    return _extremum(x, batch, "amin")
+
+
+def _max(x: Tensor, batch: CrystalBatch) -> Tensor:
+    return _extremum(x, batch, "amax")
+
+
+_POOL = {"mean": pool_mean, "std": _std, "min": _min, "max": _max, "sum": _sum}

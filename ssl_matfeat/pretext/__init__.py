@@ -1,0 +1,57 @@
+"""Self-supervised tasks: each is handed an encoder, has heads of its own and gives the losses of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pretext.context import ContextTask
+from ssl_matfeat.pretext.paper import ContrastiveTask, PredictiveTask
+from ssl_matfeat.training import Losses
+
+TASKS: dict[str, tuple[type[nn.Module], str]] = {
+    "context": (ContextTask, "context"),
+    "predictive": (PredictiveTask, "cgcnn"),
+    "contrastive": (ContrastiveTask, "cgcnn"),
+}
+"""The tasks by name, and the encoder that each of them trains."""
+
+
+class Pretext(nn.Module):
+    """An encoder and the weighted tasks that train it.
+
+    Parameters
+    ----------
+    encoder : torch.nn.Module
+        To be trained.
+    weights : dict of str to float
+        Names of `TASKS` and what their losses are multiplied by.
+    """
+
+    def __init__(self, encoder: Any, weights: dict[str, float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.weights = weights
+        self.tasks = nn.ModuleDict({name: TASKS[name][0](encoder) for name in weights})
+
+    def losses(self, batch: CrystalBatch, generator: torch.Generator) -> Losses:
+        """Return the weighted losses of all tasks."""
+        return {
+            name: weight * loss
+            for task, weight in self.weights.items()
+            for name, loss in self._task(task).losses(self.encoder, batch, generator).items()
+        }
+
+    def metrics(self, batch: CrystalBatch, generator: torch.Generator) -> Losses:
+        """Return what says how well the tasks are solved, such as accuracies."""
+        return {
+            name: value
+            for task in self.weights
+            for name, value in self._task(task).metrics(self.encoder, batch, generator).items()
+        }
+
+    def _task(self, name: str) -> Any:
+        return self.tasks[name]

@@ -1,0 +1,273 @@
+"""Self-supervised pretraining on your own structures."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pymatgen.core import Element
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+import ssl_matfeat
+from ssl_matfeat._compute import build_graphs
+from ssl_matfeat._validation import Crystal, StructureError, as_structure_list, check_crystal
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
+from ssl_matfeat.pretext import TASKS, Pretext
+from ssl_matfeat.training import Batches, TrainingOptions, evaluate, train
+from ssl_matfeat.weights import Pretrained, save_weights
+from ssl_matfeat.weights._registry import build_encoder
+
+
+class SSLPretrainer(BaseEstimator):
+    """Train an encoder on structures alone, without labels.
+
+    Parameters
+    ----------
+    tasks : str or dict of str to float, default="context"
+        ``"context"`` trains the encoder of the default weights: every atom, bond length, shell and volume is predicted
+        from its surroundings. ``"predictive"`` and ``"contrastive"`` train the paper's encoder (Kong et al., Mach.
+        Learn.: Sci. Technol. 5, 035018, 2024); a dict such as ``{"predictive": 1.0, "contrastive": 0.5}`` weighs and
+        adds their losses.
+    n_channels : int, default=64
+        Width of every embedding.
+    max_epochs : int, default=15
+        Passes over the structures.
+    batch_size : int, default=8192
+        Largest number of edges in a batch.
+    lr : float, default=2e-3
+        Of AdamW, annealed to zero along a cosine.
+    weight_decay : float, default=1e-4
+        Of AdamW.
+    ema_decay : float or None, default=0.999
+        Decay a step of the moving average of the parameters that is kept in the end; None keeps the last ones.
+    max_sites : int, default=40
+        Larger crystals are left out of training, since they cost most and teach no more.
+    validation_fraction : float, default=0.02
+        Held out to measure the losses, unless a parquet file says itself which rows are for validation.
+    random_state : int, default=0
+        Seeds initial parameters, order and damage.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    weights_ : Pretrained
+        To be given to a featurizer as ``weights=``.
+    history_ : list of dict
+        Mean losses of every epoch, ``train_…`` and ``validation_…``.
+    metrics_ : dict
+        Accuracies or errors of the tasks on the validation crystals.
+    errors_ : dict
+        Position in X → message, of structures that could not be used.
+
+    Examples
+    --------
+    >>> from ssl_matfeat import SSLPretrainer, SSLStructureFeaturizer, load_elastic
+    >>> structures = load_elastic().structure[:40]
+    >>> pretrainer = SSLPretrainer(n_channels=8, max_epochs=1, validation_fraction=0.1).fit(structures)
+    >>> featurizer = SSLStructureFeaturizer(weights=pretrainer.weights_, layers=(0, 1), pooling=("mean",))
+    >>> featurizer.fit_transform(structures).shape
+    (40, 16)
+    """
+
+    def __init__(
+        self,
+        tasks: str | Mapping[str, float] = "context",
+        *,
+        n_channels: int = 64,
+        max_epochs: int = 15,
+        batch_size: int = 8192,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-4,
+        ema_decay: float | None = 0.999,
+        max_sites: int = 40,
+        validation_fraction: float = 0.02,
+        random_state: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.tasks = tasks
+        self.n_channels = n_channels
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
+        self.max_sites = max_sites
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | None = None) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X : list-like of Structure, or path to a parquet file
+            A file has the columns ``numbers`` (n,), ``lattice`` (9,) in Å and ``frac_coords`` (3n,); if it has a column
+            ``split``, rows ``"pretrain"`` and ``"validation"`` are used, and no others.
+        y : None
+            Ignored.
+        checkpoint : str, Path or None
+            Written after every epoch; if it exists, training goes on from there with the same numbers.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is off, or no structure is left to train or to validate on.
+        """
+        weights, encoder_name = self._check_tasks()
+        graphs, validating, self.errors_ = self._read(X)
+        small = graphs.n_sites <= self.max_sites
+        training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
+        if len(training) == 0 or len(held_out) == 0:
+            raise ValueError(
+                f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
+                f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}; "
+                "at least one of each is needed"
+            )
+
+        config = {"encoder": encoder_name, "n_channels": self.n_channels}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.random_state)
+            pretext = Pretext(build_encoder(config), weights)
+        self.history_ = train(
+            pretext,
+            pretext.losses,
+            _shuffled(graphs, training, self.batch_size),
+            _shuffled(graphs, held_out, self.batch_size),
+            n_batches=sum(1 for _ in graphs.batches(self.batch_size, training)),
+            options=TrainingOptions(
+                max_epochs=self.max_epochs,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                ema_decay=self.ema_decay,
+                random_state=self.random_state,
+                verbose=self.verbose,
+            ),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+        )
+        self.metrics_ = evaluate(
+            pretext,
+            pretext.metrics,
+            _shuffled(graphs, held_out, self.batch_size),
+            self.random_state,
+        )
+        seen = np.unique(
+            graphs.numbers[np.repeat(np.isin(np.arange(len(graphs)), training), graphs.n_sites)]
+        )
+        card = {
+            "name": None,
+            "task": weights,
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "training_data": {
+                "n_training": len(training),
+                "n_validation": len(held_out),
+                "max_sites": self.max_sites,
+            },
+            "config": config,
+            "parameters": {
+                key: value for key, value in self.get_params().items() if key != "tasks"
+            },
+            "elements_seen": [Element.from_Z(int(z)).symbol for z in seen],
+            "n_parameters": sum(p.numel() for p in pretext.encoder.parameters()),
+            "versions": {
+                "ssl_matfeat": ssl_matfeat.__version__,
+                **{name: version(name) for name in ("torch", "pymatgen", "matminer", "numpy")},
+            },
+            "metrics": self.metrics_,
+            "history": self.history_,
+        }
+        self.weights_ = Pretrained(pretext.encoder.requires_grad_(False).eval(), card, sha256="")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained encoder and its model card to one safetensors file, which ``weights=`` takes."""
+        check_is_fitted(self, "weights_")
+        save_weights(path, self.weights_)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def _check_tasks(self) -> tuple[dict[str, float], str]:
+        weights = {self.tasks: 1.0} if isinstance(self.tasks, str) else dict(self.tasks)
+        if not weights or any(name not in TASKS for name in weights):
+            raise ValueError(f"tasks must be of {list(TASKS)}, got {self.tasks!r}")
+        encoders = {TASKS[name][1] for name in weights}
+        if len(encoders) > 1:
+            raise ValueError(
+                f"tasks={self.tasks!r} train different encoders ({', '.join(sorted(encoders))}); "
+                "combine 'predictive' and 'contrastive', or take 'context' alone"
+            )
+        return weights, encoders.pop()
+
+    def _read(self, X: Any) -> tuple[CrystalGraphs, NDArray[np.bool_], dict[int, str]]:
+        """Return graphs, which of them are for validation, and the errors of the others."""
+        if isinstance(X, str | Path):
+            graphs, validating, errors = _read_parquet(Path(X))
+        else:
+            validating = None
+            graphs, errors = _read_list(as_structure_list(X))
+        if validating is None:
+            order = np.random.default_rng(self.random_state).permutation(len(graphs))
+            validating = np.zeros(len(graphs), dtype=bool)
+            validating[order[: max(1, round(self.validation_fraction * len(graphs)))]] = True
+        return graphs, validating, errors
+
+
+def _read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
+    graphs, _, errors = build_graphs(structures, raise_errors=False)
+    if graphs is None:
+        raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
+    return graphs, errors
+
+
+def _read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, dict[int, str]]:
+    frame = pq.read_table(path).to_pandas()
+    has_split = "split" in frame
+    if has_split:
+        frame = frame[frame["split"].isin(["pretrain", "validation"])]
+    crystals, edges, good, errors = [], [], [], {}
+    rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
+    for row, numbers, lattice, frac_coords in rows:
+        crystal = Crystal(numbers, np.reshape(lattice, (3, 3)), np.reshape(frac_coords, (-1, 3)))
+        try:
+            check_crystal(crystal, f"row {row}")
+            edges.append(find_edges(crystal, name=f"row {row}"))
+        except StructureError as error:
+            errors[int(row)] = str(error)
+        else:
+            crystals.append(crystal)
+            good.append(row)
+    if not crystals:
+        raise ValueError(f"{path}: none of {len(frame)} structures is usable")
+    validating = (frame["split"][good] == "validation").to_numpy() if has_split else None
+    return CrystalGraphs.from_edges(crystals, edges, np.float32), validating, errors
+
+
+def _shuffled(graphs: CrystalGraphs, chosen: NDArray[np.int64], max_edges: int) -> Batches:
+    """Return what yields the batches of one epoch over the chosen crystals, in single precision."""
+
+    def batches(generator: torch.Generator | None) -> Iterator[CrystalBatch]:
+        order = chosen
+        if generator is not None:
+            order = chosen[torch.randperm(len(chosen), generator=generator).numpy()]
+        for crystals in graphs.batches(max_edges, order):
+            yield graphs.batch(crystals).to("cpu", torch.float32)
+
+    return batches

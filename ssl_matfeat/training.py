@@ -1,0 +1,199 @@
+"""One training loop for everything that is trained here; it knows nothing of the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ssl_matfeat.graph import CrystalBatch
+
+Losses = dict[str, Tensor]
+"""Named scalar losses of one batch; what is minimised is their sum."""
+LossFunction = Callable[[CrystalBatch, torch.Generator], Losses]
+Batches = Callable[[torch.Generator | None], Iterator[CrystalBatch]]
+"""Yields the batches of one epoch: in an order drawn from the generator, or as stored for None."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long and how fast to train."""
+
+    max_epochs: int = 30
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    """``"cosine"`` (to zero, after one epoch of warm-up) or ``"constant"``."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the parameters a step; None keeps the last parameters."""
+    clip_norm: float = 10.0
+    random_state: int = 0
+    verbose: bool = False
+
+
+def train(
+    model: nn.Module,
+    losses_of: LossFunction,
+    batches: Batches,
+    validation_batches: Batches,
+    n_batches: int,
+    options: TrainingOptions,
+    checkpoint: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place and return its history, one dict of mean losses an epoch.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Whose parameters ``losses_of`` uses.
+    losses_of : callable
+        (batch, generator) → named losses.
+    batches, validation_batches : callable
+        Called with a generator (training, to shuffle) or None (validation).
+    n_batches : int
+        Batches in an epoch, for the schedule.
+    options : TrainingOptions
+        Everything else.
+    checkpoint : Path or None
+        Written after every epoch. If it exists, training goes on from it, with the same numbers as if it had
+        never stopped: every epoch draws from a generator seeded by (random_state, epoch).
+
+    Returns
+    -------
+    list of dict
+        Keys ``epoch`` and ``train_<name>``, ``validation_<name>`` for each loss.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+    )
+    average = copy.deepcopy(model) if options.ema_decay is not None else None
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        history = state["history"]
+
+    progress = tqdm(
+        total=options.max_epochs * n_batches,
+        initial=len(history) * n_batches,
+        disable=not options.verbose,
+        unit="batch",
+    )
+    for epoch in range(len(history), options.max_epochs):
+        generator = torch.Generator().manual_seed(_seed(options.random_state, epoch))
+        model.train()
+        record = _Mean()
+        for step, batch in enumerate(batches(generator)):
+            done = epoch + step / n_batches
+            for group in optimizer.param_groups:
+                group["lr"] = options.lr * _schedule(options, done)
+            losses = losses_of(batch, generator)
+            total = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+            optimizer.step()
+            if average is not None and options.ema_decay is not None:
+                _update_average(
+                    average, model, min(options.ema_decay, 1 - 1 / (2 + epoch * n_batches + step))
+                )
+            record.add(losses)
+            progress.update()
+        # The loss function holds `model`, so the averaged parameters visit it for the length of the validation.
+        current = copy.deepcopy(model.state_dict())
+        model.load_state_dict((average or model).state_dict())
+        scores = evaluate(model, losses_of, validation_batches, options.random_state)
+        model.load_state_dict(current)
+        history.append(
+            {
+                "epoch": epoch + 1,
+                **{f"train_{name}": value for name, value in record.means().items()},
+                **{f"validation_{name}": value for name, value in scores.items()},
+            }
+        )
+        progress.set_postfix(total=sum(scores.values()))
+        if checkpoint is not None:
+            _save(checkpoint, model, optimizer, average, history)
+    progress.close()
+    if average is not None:
+        model.load_state_dict(average.state_dict())
+    model.eval()
+    return history
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, values_of: LossFunction, batches: Batches, random_state: int
+) -> dict[str, float]:
+    """Return the means over all batches of what ``values_of`` gives, with the model in evaluation mode."""
+    model.eval()
+    generator = torch.Generator().manual_seed(_seed(random_state, -1))
+    record = _Mean()
+    for batch in batches(None):
+        record.add(values_of(batch, generator))
+    return record.means()
+
+
+class _Mean:
+    """Running means of named values."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, values: Losses) -> None:
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self._count for name, total in self._sums.items()}
+
+
+def _seed(random_state: int, epoch: int) -> int:
+    return 1_000_003 * random_state + epoch + 1
+
+
+def _schedule(options: TrainingOptions, done: float) -> float:
+    if options.schedule == "constant":
+        return 1.0
+    warm_up = min(1.0, 0.05 + done)
+    return float(
+        warm_up * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done / options.max_epochs)))
+    )
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    history: list[dict[str, Any]],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "history": history,
+    }
+    unfinished = path.with_suffix(".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,186 @@
+"""Where weights are found, checked and written."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from ssl_matfeat.context_encoder import ContextEncoder
+from ssl_matfeat.encoder import CGCNNEncoder
+
+Encoder = CGCNNEncoder | ContextEncoder
+ENCODERS: dict[str, type[Encoder]] = {"cgcnn": CGCNNEncoder, "context": ContextEncoder}
+"""The encoders by the name that model cards give them."""
+
+FORMAT = 1
+"""Of the file: one more whenever the meaning of a tensor or of the configuration changes."""
+_FOLDER = Path(__file__).parent
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged or made for something else; the message says what to do."""
+
+
+@dataclass
+class Pretrained:
+    """A trained encoder, and what is known about it.
+
+    Bundled weights pickle as their name and checksum, so that a saved pipeline stays small; your own weights
+    pickle with all their tensors.
+    """
+
+    encoder: Encoder
+    """In evaluation mode, float32, on the CPU; to be copied before it is changed."""
+    card: dict[str, Any]
+    """The model card: task, training data, config, elements seen, licence, metrics and so on."""
+    sha256: str
+    """Of the safetensors file, or "" for weights that were never saved."""
+    name: str | None = None
+    """In the registry; None for weights of your own."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.name is None:
+            return dict(self.__dict__)
+        return {"name": self.name, "sha256": self.sha256}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "encoder" in state:
+            self.__dict__.update(state)
+            return
+        found = load_weights(state["name"])
+        if found.sha256 != state["sha256"]:
+            raise WeightsError(
+                f"this object was saved with the weights {state['name']!r} of sha256 {state['sha256'][:12]}…, but the "
+                f"installed ssl_matfeat has {found.sha256[:12]}…; install the version that saved it, or fit again"
+            )
+        self.__dict__.update(found.__dict__)
+
+
+def list_weights() -> list[str]:
+    """Return the names of the bundled weights.
+
+    Examples
+    --------
+    >>> "default" in list_weights()
+    True
+    """
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def load_card(name: str) -> dict[str, Any]:
+    """Return the model card of bundled weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_weights`.
+
+    Returns
+    -------
+    dict
+        Keys name, task, date, training_data, config, elements_seen, n_parameters, licence, attribution,
+        versions, metrics and sha256.
+
+    Raises
+    ------
+    WeightsError
+        If there are no weights of that name.
+    """
+    path = _FOLDER / f"{name}.json"
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights named {name!r}; there are {', '.join(list_weights())}, or give a file's path"
+        )
+    return json.loads(path.read_text())
+
+
+def load_weights(weights: str | Path | Pretrained) -> Pretrained:
+    """Load an encoder by name, from a file, or pass one through.
+
+    Parameters
+    ----------
+    weights : str, Path or Pretrained
+        A name of `list_weights`, a path to a file of `save_weights`, or what `SSLPretrainer.weights_` holds.
+
+    Returns
+    -------
+    Pretrained
+
+    Raises
+    ------
+    WeightsError
+        If the name or file does not exist, the file is damaged, or its format is of a later version.
+    TypeError
+        If ``weights`` is something else.
+    """
+    if isinstance(weights, Pretrained):
+        return weights
+    if not isinstance(weights, str | Path):
+        raise TypeError(
+            f"weights must be a name, a path or Pretrained, got {type(weights).__name__}; "
+            "of a fitted SSLPretrainer pass its weights_"
+        )
+    if isinstance(weights, str) and weights in list_weights():
+        return _load_bundled(weights)
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(
+            f"weights {str(weights)!r} are neither one of {', '.join(list_weights())} nor an existing file"
+        )
+    return _load_file(path)
+
+
+def save_weights(path: str | Path, pretrained: Pretrained) -> None:
+    """Write an encoder and its card to one safetensors file."""
+    tensors = {
+        name: tensor.contiguous() for name, tensor in pretrained.encoder.state_dict().items()
+    }
+    card = {**pretrained.card, "format": FORMAT}
+    safetensors.torch.save_file(tensors, path, metadata={"card": json.dumps(card)})
+
+
+def copy_encoder(pretrained: Pretrained) -> Encoder:
+    """Return a copy of the encoder that may be moved, cast or trained."""
+    return copy.deepcopy(pretrained.encoder)
+
+
+@lru_cache(maxsize=8)
+def _load_bundled(name: str) -> Pretrained:
+    card = load_card(name)
+    found = _load_file(_FOLDER / f"{name}.safetensors")
+    if found.sha256 != card["sha256"]:
+        raise WeightsError(
+            f"the file of weights {name!r} has sha256 {found.sha256[:12]}…, its card says {card['sha256'][:12]}…; "
+            "reinstall ssl_matfeat"
+        )
+    return Pretrained(found.encoder, card, found.sha256, name)
+
+
+def _load_file(path: Path) -> Pretrained:
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} is no weights file of ssl_matfeat: {error!r}") from error
+    if card.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} has format {card.get('format')}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
+        )
+    encoder = build_encoder(card["config"])
+    encoder.load_state_dict(tensors)
+    return Pretrained(encoder.eval(), card, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def build_encoder(config: dict[str, Any]) -> Encoder:
+    """Return an untrained encoder of ``config``: its class under ``"encoder"``, and the class's arguments."""
+    arguments = {key: value for key, value in config.items() if key != "encoder"}
+    return ENCODERS[config["encoder"]](**arguments)
