@@ -1,0 +1,245 @@
+"""The feature sets: names → one row a crystal. ``a+b`` puts the columns of two sets side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pymatgen.core import Element, Structure
+
+from ssl_matfeat.featurizers import SSLStructureFeaturizer
+from ssl_matfeat.weights import Pretrained, list_weights, load_weights
+
+CACHE = Path(__file__).parents[1] / ".cache"
+RAW_LAYERS = ("element", "shell", "cell")
+MAGPIE = "magpie+density+symmetry+lattice"
+STRUCTURAL = "structural"
+REFERENCE = "sine-matrix+magpie"
+"""What the leaderboard's random forest reads."""
+ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
+Compute = Callable[[Sequence[Structure]], NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """How to compute some columns."""
+
+    compute: Compute
+    settings: str
+    """All that the columns depend on, but the structures."""
+    weights: dict[str, str]
+    """Name → sha256 of the weights."""
+    cached: bool
+    """Kept on disk. SSL blocks are quick, and made anew: a change of code can leave no stale column."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """The matrix of one feature set on one task."""
+
+    values: NDArray[np.float64]
+    """(n_crystals, n_features); NaN where a featurizer failed."""
+    key: str
+    """Hash of structures, settings and weights."""
+    weights: dict[str, str]
+
+    @property
+    def checksum(self) -> float:
+        """Return the mean of the magnitudes, which tells a change of the code that made them."""
+        return float(np.nanmean(np.abs(self.values)))
+
+
+def compute_features(name: str, X: Sequence[Structure], data_key: str) -> Features:
+    """Compute a feature set, or take its slow columns from the disk.
+
+    Parameters
+    ----------
+    name : str
+        Names of blocks, joined by ``+``.
+    X : sequence of Structure
+        The crystals.
+    data_key : str
+        Hash of the crystals.
+
+    Returns
+    -------
+    Features
+    """
+    blocks = [
+        block(part) for whole in name.split("+") for part in ALIASES.get(whole, whole).split("+")
+    ]
+    weights = {k: v for b in blocks for k, v in b.weights.items()}
+    return Features(
+        values=np.hstack([_values(b, X, data_key) for b in blocks]),
+        key=_hash(data_key, *(b.settings for b in blocks), *weights.values()),
+        weights=weights,
+    )
+
+
+def _values(found: Block, X: Sequence[Structure], data_key: str) -> NDArray[np.float64]:
+    if not found.cached:
+        return found.compute(X).astype(np.float64)
+    path = CACHE / "features" / f"{_hash(data_key, found.settings)}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        np.save(part, found.compute(X).astype(np.float64))
+        part.rename(path)  # an interrupted run leaves no half file
+    return np.load(path)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def block(name: str) -> Block:
+    """Return the block of a name: matminer's, DScribe's, or ours; see the functions below."""
+    if name in _PEERS:
+        return Block(_PEERS[name], name, {}, cached=True)
+    if name == "raw":
+        return _ssl(SSLStructureFeaturizer(layers=RAW_LAYERS))
+    if name == "default":
+        return _ssl(SSLStructureFeaturizer())
+    if name == "untrained":
+        layers = _learned(SSLStructureFeaturizer().layers)
+        return _ssl(SSLStructureFeaturizer(_untrained("default"), layers))
+    if name in list_weights():
+        return _ssl(SSLStructureFeaturizer(name, (0, 1, 2)))
+    if found := re.fullmatch(r"NE(\d+)(-sum|-untrained)?", name):
+        digits, variant = found.groups()
+        weights = _untrained("paper-predictive") if variant == "-untrained" else "paper-predictive"
+        pooling = ("sum",) if variant == "-sum" else ("mean",)
+        return _ssl(SSLStructureFeaturizer(weights, tuple(map(int, digits)), pooling=pooling))
+    raise ValueError(
+        f"there is no feature set {name!r}; choose from {', '.join([*_PEERS, *ALIASES])}, raw, default, "
+        f"untrained, {', '.join(list_weights())} and NE0, NE01, ..., NE012345, each also with -sum or -untrained; "
+        "+ joins them"
+    )
+
+
+def _ssl(featurizer: SSLStructureFeaturizer) -> Block:
+    def compute(X: Sequence[Structure]) -> NDArray[np.floating]:
+        return featurizer.set_params(on_error="nan", verbose=True).fit_transform(X)
+
+    learned = bool(_learned(featurizer.layers))
+    pretrained = load_weights(featurizer.weights)
+    weights = {pretrained.card["name"]: pretrained.sha256} if learned else {}
+    settings = f"SSL layers={featurizer.layers} pooling={featurizer.pooling}"
+    return Block(compute, settings, weights, cached=False)
+
+
+def _learned(layers: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    return tuple(layer for layer in layers if layer not in RAW_LAYERS)
+
+
+def _untrained(name: str) -> Pretrained:
+    """Return freshly initialised weights of the same class and size: the control."""
+    trained = load_weights(name)
+    config = {key: value for key, value in trained.card["config"].items() if key != "encoder"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = type(trained.encoder)(**config).eval()
+    card = {**trained.card, "name": f"{name}, untrained"}
+    return Pretrained(encoder, card, sha256="untrained, seed 0")
+
+
+def _constant(X: Sequence[Structure]) -> NDArray[np.floating]:
+    return np.zeros((len(X), 1))  # every head then predicts a mean
+
+
+def _lattice(X: Sequence[Structure]) -> NDArray[np.floating]:
+    return np.array([s.lattice.parameters for s in X])
+
+
+def _matminer(
+    make: Callable[[], Any], X: Sequence[Structure], of: str = "", n_jobs: int = 1
+) -> NDArray:
+    """Apply a matminer featurizer to the structures or to an attribute of them; failed rows are NaN."""
+    inputs = [getattr(s, of) if of else s for s in X]
+    featurizer = make().fit(inputs)
+    featurizer.set_n_jobs(n_jobs)
+    return np.array(featurizer.featurize_many(inputs, ignore_errors=True), dtype=float)
+
+
+def _magpie() -> Any:
+    from matminer.featurizers.composition import ElementProperty
+
+    return ElementProperty.from_preset("magpie", impute_nan=True)
+
+
+def _density() -> Any:
+    from matminer.featurizers.structure import DensityFeatures
+
+    return DensityFeatures()
+
+
+def _symmetry() -> Any:
+    from matminer.featurizers.structure import GlobalSymmetryFeatures
+
+    return GlobalSymmetryFeatures(
+        ["spacegroup_num", "crystal_system_int", "is_centrosymmetric", "n_symmetry_ops"]
+    )
+
+
+def _packing() -> Any:
+    from matminer.featurizers.structure import MaximumPackingEfficiency
+
+    return MaximumPackingEfficiency()
+
+
+def _crystal_nn() -> Any:
+    from matminer.featurizers.structure import SiteStatsFingerprint
+
+    return SiteStatsFingerprint.from_preset("CrystalNNFingerprint_ops")
+
+
+def _sine_matrix() -> Any:
+    from matminer.featurizers.structure import SineCoulombMatrix
+
+    return SineCoulombMatrix(flatten=True)
+
+
+def _orbital_field_matrix() -> Any:
+    from matminer.featurizers.structure import OrbitalFieldMatrix
+
+    return OrbitalFieldMatrix(flatten=True)
+
+
+def _soap(X: Sequence[Structure]) -> NDArray[np.floating]:
+    """SOAP with compression mu2: its length does not grow with the number of elements, which weigh by Z."""
+    from dscribe.descriptors import SOAP  # type: ignore
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    symbols = [Element.from_Z(z).symbol for z in range(1, 104)]
+    soap = SOAP(
+        r_cut=6.0,
+        n_max=8,
+        l_max=6,
+        average="inner",
+        compression={"mode": "mu2", "species_weighting": {s: Element(s).Z for s in symbols}},
+        species=symbols,
+        periodic=True,
+    )
+    return np.asarray(soap.create([AseAtomsAdaptor.get_atoms(s) for s in X], verbose=True))
+
+
+_PEERS: dict[str, Compute] = {
+    "dummy": _constant,
+    "lattice": _lattice,
+    "magpie": partial(_matminer, _magpie, of="composition"),
+    "density": partial(_matminer, _density),
+    "symmetry": partial(_matminer, _symmetry),
+    "sine-matrix": partial(_matminer, _sine_matrix),
+    "packing": partial(_matminer, _packing, n_jobs=2),
+    "crystal-nn": partial(_matminer, _crystal_nn, n_jobs=2),
+    "orbital-field-matrix": partial(_matminer, _orbital_field_matrix, n_jobs=2),
+    "soap": _soap,
+}

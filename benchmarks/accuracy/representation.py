@@ -1,0 +1,37 @@
+"""What each kind of feature is worth: raw channels, learned ones on top, and matminer's.
+
+    python benchmarks/accuracy/representation.py --task phonons
+
+The figure of the package is the row ``default`` minus the row ``raw``; benchmarks/render.py writes it, with the
+standard error of the paired differences over the folds.
+"""
+
+from __future__ import annotations
+
+import typer
+from _features import MAGPIE
+from _runner import table_command
+
+from ssl_matfeat.weights import list_weights
+
+# Cheapest first, so that a stopped run has most of its table.
+TASKS = [
+    "phonons",
+    "jdft2d",
+    "paper_bulk_modulus",
+    "paper_shear_modulus",
+    "paper_formation_energy",
+    "log_kvrh",
+    "log_gvrh",
+]
+ROWS = [
+    "raw",
+    "default",
+    MAGPIE,
+    "raw+untrained",
+    *(f"raw+{name}" for name in list_weights() if name != "default"),
+    "magpie+structural",
+]
+
+if __name__ == "__main__":
+    typer.run(table_command(TASKS, ROWS, heads=["ET", "KRR"]))
