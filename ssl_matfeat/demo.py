@@ -163,17 +163,15 @@ def _matminer_features(structures: list[Structure]) -> np.ndarray:
 
 
 def _models(n_features: int) -> Iterator[tuple[str, BaseEstimator]]:
-    yield (
-        RANDOM_FOREST,
-        RandomForestRegressor(200, max_features=1 / 3, n_jobs=-1, random_state=0),
-    )
+    forest = RandomForestRegressor(max_features=1 / 3, n_jobs=-1, random_state=0)
+    yield RANDOM_FOREST, forest
     # Kernel ridge has no intercept, and squared distances grow with the number of features.
     ridge = TransformedTargetRegressor(
         make_pipeline(StandardScaler(), KernelRidge(kernel="rbf")), transformer=StandardScaler()
     )
     grid = {
-        "regressor__kernelridge__alpha": [1e-3, 1e-2, 1e-1, 1.0],
-        "regressor__kernelridge__gamma": [factor / n_features for factor in (0.03, 0.1, 0.3, 1.0)],
+        "regressor__kernelridge__alpha": [1e-4, 1e-3, 1e-2, 1e-1],
+        "regressor__kernelridge__gamma": [factor / n_features for factor in (0.03, 0.1, 0.3)],
     }
     yield KERNEL_RIDGE, GridSearchCV(ridge, grid, cv=3, scoring="neg_mean_absolute_error")
 

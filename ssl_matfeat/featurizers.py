@@ -19,7 +19,7 @@ from ssl_matfeat.blocks import CrystalFeatures, Layer, SiteFeatures
 from ssl_matfeat.pooling import STATISTICS
 from ssl_matfeat.weights import Pretrained
 
-DEFAULT_LAYERS: tuple[Layer, ...] = ("element", "shell", 0, 1, 2)
+DEFAULT_LAYERS: tuple[Layer, ...] = ("element", "shell", "cell", "pretext")
 
 
 class SSLStructureFeaturizer(SSLFeaturizer):

@@ -144,7 +144,8 @@ def save_weights(path: str | Path, pretrained: Pretrained) -> None:
         name: tensor.contiguous() for name, tensor in pretrained.encoder.state_dict().items()
     }
     card = {**pretrained.card, "format": FORMAT}
-    safetensors.torch.save_file(tensors, path, metadata={"card": json.dumps(card)})
+    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(card)})
+    Path(path).write_bytes(data)
 
 
 def copy_encoder(pretrained: Pretrained) -> Encoder:
