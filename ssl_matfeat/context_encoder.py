@@ -129,7 +129,9 @@ class ContextEncoder(nn.Module):
         atom = self.embed(self.properties[batch.numbers])  # (n_sites, n)
         gaussians = self.expand(batch.distance) * _envelope(batch.distance)[:, None]
 
-        message = self.first_message(atom.index_select(0, neighbor), gaussians)  # (n_edges, n)
+        # Done once a site, and gathered after it.
+        sender = self.first_message.sender(atom).index_select(0, neighbor)  # (n_edges, 2n)
+        message = self.first_message(sender, gaussians)  # (n_edges, n)
         gathered = torch.zeros_like(atom).index_add(0, center, message)  # (n_sites, n)
         one_shell = atom + self.first_update(torch.cat([self.norm_first(gathered), geometry], 1))
 
@@ -137,8 +139,9 @@ class ContextEncoder(nn.Module):
         without = gathered.index_select(0, neighbor) - _reversed(message, batch)  # (n_edges, n)
         heard = torch.cat([self.norm_first(without), geometry.index_select(0, neighbor)], 1)
         passed_on = atom.index_select(0, neighbor) + self.first_update(heard)
+        sender = self.second_message.sender(passed_on)  # (n_edges, 2n)
         context = torch.zeros_like(atom).index_add(
-            0, center, self.second_message(passed_on, gaussians)
+            0, center, self.second_message(sender, gaussians)
         )
         surroundings = torch.cat([self.norm_second(context), geometry], 1)
         two_shells = one_shell + self.second_update(surroundings)
@@ -213,7 +216,7 @@ def log_volume_per_atom(batch: CrystalBatch) -> Tensor:
 
 
 class _GatedMessage(nn.Module):
-    """sigmoid(gate) * silu(core), both linear in the sender and in the edge: (n_edges, n) → (n_edges, n)."""
+    """sigmoid(gate) * silu(core), both linear in the sender and in the edge: → (n_edges, n)."""
 
     def __init__(self, n_channels: int, n_gaussians: int) -> None:
         super().__init__()
@@ -221,7 +224,8 @@ class _GatedMessage(nn.Module):
         self.edge = nn.Linear(n_gaussians, 2 * n_channels, bias=False)
 
     def forward(self, sender: Tensor, gaussians: Tensor) -> Tensor:
-        gate, core = (self.sender(sender) + self.edge(gaussians)).chunk(2, dim=1)
+        """Return the messages of edges whose ``sender``, (n_edges, 2n), `self.sender` has already mapped."""
+        gate, core = (sender + self.edge(gaussians)).chunk(2, dim=1)
         # Without the last factor a far neighbour would still speak through the biases.
         return torch.sigmoid(gate) * F.silu(core) * gaussians.sum(1, keepdim=True)
 
