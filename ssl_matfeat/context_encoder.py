@@ -18,6 +18,7 @@ from ssl_matfeat.channels import GEOMETRIC_CHANNELS, geometric_channels, shell_w
 from ssl_matfeat.elements import PROPERTIES, property_table
 from ssl_matfeat.encoder import GaussianExpansion
 from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pooling import pool_mean
 
 IMPLIED_PROPERTIES = (
     "Electronegativity",
@@ -58,11 +59,15 @@ class Context(NamedTuple):
     element_logits: Tensor
     """(n_sites, 104): the element of each site, told by its surroundings and the geometry."""
     log_bond: Normal
-    """(n_edges,): log of each distance in Å, told by the elements and coordination of both ends."""
+    """(n_edges, 1): log of each distance in Å, told by the elements and coordination of both ends."""
     geometry: Normal
     """(n_sites, n_geometric): standardised shell geometry, told by the elements of the site and its shell."""
     log_volume: Normal
-    """(n_sites,): log of the crystal's volume per atom in Å³, a site's share of it told by its shell."""
+    """(n_sites, 1): log of the crystal's volume per atom in Å³, a site's share of it told by its shell."""
+    formula_geometry: Normal
+    """(n_sites, n_geometric): the same as ``geometry``, told by the element and the crystal's formula alone."""
+    formula_volume: Normal
+    """(n_crystals, 1): log volume per atom, told by the formula alone."""
     standard_geometry: Tensor
     """(n_sites, n_geometric): the actual shell geometry, standardised."""
 
@@ -90,6 +95,11 @@ class ContextEncoder(nn.Module):
         "volume strain",
         "expected volume",
         "volume softness",
+        *(f"polymorph {name}" for name in GEOMETRIC_CHANNELS),
+        "polymorph misfit",
+        "polymorph volume strain",
+        "polymorph volume",
+        "polymorph volume softness",
     )
 
     def __init__(self, n_channels: int = 64) -> None:
@@ -118,6 +128,9 @@ class ContextEncoder(nn.Module):
         self.predict_bond = nn.Linear(n, 2)
         self.predict_geometry = _mlp(n, n, 2 * n_geometric)
         self.predict_volume = _mlp(n + 1, n, 2)
+        self.formula = _mlp(n, n, n)
+        self.predict_formula_geometry = _mlp(2 * n, n, 2 * n_geometric)
+        self.predict_formula_volume = _mlp(n, n, 2)
 
     properties: Tensor
     implied: Tensor
@@ -146,22 +159,25 @@ class ContextEncoder(nn.Module):
         surroundings = torch.cat([self.norm_second(context), geometry], 1)
         two_shells = one_shell + self.second_update(surroundings)
 
+        # From here on nothing knows a distance: distances, shapes and volumes are what is predicted.
         weight, total = shell_weights(batch)
         around = torch.zeros_like(atom).index_add(
             0, center, weight[:, None] * atom.index_select(0, neighbor)
         )
-        shell_state = self.shell(
-            torch.cat([atom, around / total[:, None]], 1)
-        )  # knows elements, no distance
+        shell_state = self.shell(torch.cat([atom, around / total[:, None]], 1))
+        formula = pool_mean(self.formula(atom), batch)  # (n_crystals, n)
+        in_formula = torch.cat([atom, formula.index_select(0, batch.batch)], 1)
         coordinated = torch.cat([shell_state, geometry[:, _COORDINATION, None]], 1)
         pair = self.predict_bond_center(coordinated).index_select(0, center)
         pair = pair + self.predict_bond_neighbor(coordinated).index_select(0, neighbor)
         return Context(
             embeddings=[atom, one_shell, two_shells],
             element_logits=self.predict_element(surroundings),
-            log_bond=_normal(self.predict_bond(F.silu(pair)).unsqueeze(1)),
-            geometry=_normal(self.predict_geometry(shell_state).unflatten(1, (-1, 2))),
-            log_volume=_normal(self.predict_volume(coordinated).unsqueeze(1)),
+            log_bond=_normal(self.predict_bond(F.silu(pair))),
+            geometry=_normal(self.predict_geometry(shell_state)),
+            log_volume=_normal(self.predict_volume(coordinated)),
+            formula_geometry=_normal(self.predict_formula_geometry(in_formula)),
+            formula_volume=_normal(self.predict_formula_volume(formula)),
             standard_geometry=geometry,
         )
 
@@ -175,6 +191,8 @@ class ContextEncoder(nn.Module):
         ``expected bond length`` <µ>. ``excess X`` of a shell channel, its deviation from the prediction in predicted
         standard deviations, and ``geometry misfit``, their root mean square. ``volume strain``, ``expected
         volume`` and ``volume softness`` do for log volume per atom what the bond channels do for log d.
+        ``polymorph`` channels do the same for predictions that know no more than the element and the formula: how
+        this crystal differs from what its formula would usually be.
         """
         context = self(batch)
         numbers = batch.numbers
@@ -183,30 +201,38 @@ class ContextEncoder(nn.Module):
         excess = self.implied[numbers] - p @ self.implied
 
         weight, total = shell_weights(batch)
-        mean_log, log_std = context.log_bond.mean.squeeze(1), context.log_bond.log_std.squeeze(1)
-        strain = batch.distance.log() - mean_log
-        per_edge = torch.stack(
-            [strain, (strain * torch.exp(-log_std)).abs(), log_std, mean_log], dim=1
-        )
+        bond, log_distance = context.log_bond, batch.distance.log()[:, None]
+        misfit = bond.residual(log_distance).abs()
+        per_edge = torch.cat([log_distance - bond.mean, misfit, bond.log_std, bond.mean], dim=1)
         bonds = per_edge.new_zeros(len(numbers), 4)
         bonds = bonds.index_add(0, batch.edge_index[1], weight[:, None] * per_edge) / total[:, None]
 
-        geometry_residual = context.geometry.residual(context.standard_geometry)
-        volume = log_volume_per_atom(batch)[batch.batch, None]
+        volume = log_volume_per_atom(batch)[:, None]
+        by_formula = _strain(context.formula_volume, volume)  # (n_crystals, 3)
         return context.embeddings, torch.cat(
             [
                 log_p.gather(1, numbers[:, None]),
                 -(p * log_p).sum(1, keepdim=True),
                 excess,
                 bonds,
-                geometry_residual.clamp(-10, 10),
-                geometry_residual.clamp(-10, 10).square().mean(1, keepdim=True).sqrt(),
-                volume - context.log_volume.mean,
-                context.log_volume.mean,
-                context.log_volume.log_std,
+                _misfit(context.geometry, context.standard_geometry),
+                _strain(context.log_volume, volume[batch.batch]),
+                _misfit(context.formula_geometry, context.standard_geometry),
+                by_formula[batch.batch],
             ],
             dim=1,
         )
+
+
+def _strain(predicted: Normal, actual: Tensor) -> Tensor:
+    """Return deviation, expectation and softness side by side."""
+    return torch.cat([actual - predicted.mean, predicted.mean, predicted.log_std], dim=1)
+
+
+def _misfit(predicted: Normal, actual: Tensor) -> Tensor:
+    """Return the deviations in predicted standard deviations, and their root mean square as last column."""
+    residual = predicted.residual(actual).clamp(-10, 10)  # trees and kernels both dislike outliers
+    return torch.cat([residual, residual.square().mean(1, keepdim=True).sqrt()], dim=1)
 
 
 def log_volume_per_atom(batch: CrystalBatch) -> Tensor:
@@ -235,10 +261,9 @@ def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
 
 
 def _normal(parameters: Tensor) -> Normal:
-    mean, log_std = parameters.unbind(-1)
-    return Normal(
-        mean, 4 * torch.tanh(log_std / 4)
-    )  # a width between exp(±4), so that no loss runs away
+    """Split (n, 2k) into means and log widths; widths stay within exp(±4), so that no loss runs away."""
+    mean, log_std = parameters.chunk(2, dim=1)
+    return Normal(mean, 4 * torch.tanh(log_std / 4))
 
 
 def _envelope(distance: Tensor, cutoff: float = 8.0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ssl_matfeat.channels import shell_weights
@@ -31,33 +31,38 @@ class ContextTask(nn.Module):
     def losses(
         self, encoder: ContextEncoder, batch: CrystalBatch, generator: torch.Generator
     ) -> Losses:
-        """Return ``element`` (cross-entropy), ``bond``, ``geometry`` and ``volume`` (normal), in nats."""
+        """Return the losses in nats.
+
+        ``element`` is a cross-entropy; ``bond``, ``geometry``, ``volume`` and the latter two from the formula alone,
+        ``formula geometry`` and ``formula volume``, are negative log-likelihoods of normal distributions.
+        """
         context = encoder(batch)
         weight, _ = shell_weights(batch)
         bond = context.log_bond.negative_log_likelihood(batch.distance.log()[:, None])
         geometry = context.geometry.negative_log_likelihood(context.standard_geometry)
-        volume = context.log_volume.negative_log_likelihood(_site_log_volume(batch))
+        log_volume = log_volume_per_atom(batch)[:, None]  # (n_crystals, 1)
+        volume = context.log_volume.negative_log_likelihood(log_volume[batch.batch])
+        by_formula = context.formula_geometry.negative_log_likelihood(context.standard_geometry)
         return {
             "element": F.cross_entropy(context.element_logits, batch.numbers),
             "bond": (weight * bond.squeeze(1)).sum() / weight.sum(),
             "geometry": geometry.mean(),
             "volume": volume.mean(),
+            "formula geometry": by_formula.mean(),
+            "formula volume": context.formula_volume.negative_log_likelihood(log_volume).mean(),
         }
 
     def metrics(
         self, encoder: ContextEncoder, batch: CrystalBatch, generator: torch.Generator
     ) -> Losses:
-        """Return the accuracy of elements and the mean absolute errors of log bond length and log volume."""
+        """Return the accuracy of elements and the mean absolute errors of log bond length and log volumes."""
         context = encoder(batch)
         weight, _ = shell_weights(batch)
         bond = (batch.distance.log() - context.log_bond.mean.squeeze(1)).abs()
+        log_volume = log_volume_per_atom(batch)[:, None]  # (n_crystals, 1)
         return {
             "element accuracy": (context.element_logits.argmax(1) == batch.numbers).float().mean(),
             "log bond error": (weight * bond).sum() / weight.sum(),
-            "log volume error": (_site_log_volume(batch) - context.log_volume.mean).abs().mean(),
+            "log volume error": (log_volume[batch.batch] - context.log_volume.mean).abs().mean(),
+            "formula log volume error": (log_volume - context.formula_volume.mean).abs().mean(),
         }
-
-
-def _site_log_volume(batch: CrystalBatch) -> Tensor:
-    """Return the log of the volume per atom of each site's crystal, (n_sites, 1)."""
-    return log_volume_per_atom(batch)[batch.batch, None]
