@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element, Structure
 
+from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLStructureFeaturizer
+from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.weights import Pretrained, list_weights, load_weights
 
-CACHE = Path(__file__).parents[1] / ".cache"
+CACHE = Path(os.environ.get("SSL_MATFEAT_CACHE", Path(__file__).parents[1] / ".cache"))
 RAW_LAYERS = ("element", "shell", "cell")
 MAGPIE = "magpie+density+symmetry+lattice"
 STRUCTURAL = "structural"
@@ -140,15 +143,21 @@ def _learned(layers: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return tuple(layer for layer in layers if layer not in RAW_LAYERS)
 
 
+@lru_cache
 def _untrained(name: str) -> Pretrained:
     """Return freshly initialised weights of the same class and size: the control."""
     trained = load_weights(name)
     config = {key: value for key, value in trained.card["config"].items() if key != "encoder"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = type(trained.encoder)(**config).eval()
+        encoder = type(trained.encoder)(**config)
+    # One pass in training mode, without a gradient, sets the scales of its batch norms and nothing else.
+    graphs = CrystalGraphs.from_structures(load_elastic()["structure"].tolist())
+    with torch.no_grad():
+        for crystals in graphs.batches(16384):
+            encoder.describe(graphs.batch(crystals).to("cpu", torch.float32))
     card = {**trained.card, "name": f"{name}, untrained"}
-    return Pretrained(encoder, card, sha256="untrained, seed 0")
+    return Pretrained(encoder.eval(), card, sha256="untrained, seed 0")
 
 
 def _constant(X: Sequence[Structure]) -> NDArray[np.floating]:

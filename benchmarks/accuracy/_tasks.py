@@ -85,6 +85,7 @@ class Data:
     unit: str
     rows: str
     """How many of the published rows, and of what year the structures are."""
+    n_published: int
     ids: list[str]
     X: list[Structure]
     y: NDArray[np.float64]
@@ -118,6 +119,7 @@ def load_task(name: str, data: str = DATA_HOME, limit: int | None = None) -> Dat
         task=name,
         unit=task.unit,
         rows=f"{rows}, {task.structures}" if task.structures and data != "matminer" else rows,
+        n_published=task.n_published,
         ids=frame["id"].astype(str).tolist(),
         X=frame["structure"].tolist(),
         y=y,

@@ -33,13 +33,13 @@ from _runner import (
     results_folder,
     run_cells,
 )
-from _tasks import DATA_HOME, TASKS, Data, load_task
+from _tasks import DATA_HOME, Data, load_task
 from sklearn.metrics import max_error, mean_absolute_error, root_mean_squared_error
 
 from ssl_matfeat import __version__
 from ssl_matfeat.featurizers import SSLStructureFeaturizer
 
-MATBENCH = ["jdft2d", "phonons", "log_kvrh", "log_gvrh"]
+TASKS = ["jdft2d", "phonons", "log_kvrh", "log_gvrh"]
 ALL_HEADS = list(HEADS)
 ROWS = ["dummy", REFERENCE, MAGPIE, STRUCTURAL, "soap", "default", f"default+{MAGPIE}"]
 FORMAT_VERSION = "0.6"
@@ -47,7 +47,7 @@ FORMAT_VERSION = "0.6"
 
 
 def main(
-    task: TaskOption = MATBENCH,
+    task: TaskOption = TASKS,
     features: FeaturesOption = ROWS,
     head: HeadOption = ALL_HEADS,
     folds: FoldsOption = FOLDS,
@@ -83,7 +83,7 @@ def main(
 
 def _record(data: Data, features: Features, head: str, seed: int) -> dict[str, object]:
     """Return one task of a submission."""
-    if len(data.ids) != TASKS[data.task].n_published:
+    if len(data.ids) != data.n_published:
         raise typer.BadParameter(
             f"{data.task}: the leaderboard wants all rows, there are {data.rows}; see --data matminer"
         )

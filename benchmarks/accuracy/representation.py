@@ -14,8 +14,9 @@ from _runner import table_command
 
 from ssl_matfeat.weights import list_weights
 
-# Cheapest first, so that a stopped run has most of its table.
+# Cheapest first, so that a stopped run has most of its table; elastic is the bundled set, for those without the others.
 TASKS = [
+    "elastic",
     "phonons",
     "jdft2d",
     "paper_bulk_modulus",
@@ -32,6 +33,7 @@ ROWS = [
     *(f"raw+{name}" for name in list_weights() if name != "default"),
     "magpie+structural",
 ]
+HEADS = ["ET", "KRR"]
 
 if __name__ == "__main__":
-    typer.run(table_command(TASKS, ROWS, heads=["ET", "KRR"]))
+    typer.run(table_command(TASKS, ROWS, HEADS))

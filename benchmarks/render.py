@@ -1,0 +1,304 @@
+"""Write the tables of docs/benchmarks.rst from the JSON under results/; no number there is typed by hand.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+sys.path.insert(
+    0, str(Path(__file__).parent / "accuracy")
+)  # whose scripts say what stands in each table
+import learning_curves
+import matbench
+import paper
+import representation
+from _features import REFERENCE
+from _heads import HEADS
+from _published import PUBLISHED, SOURCES
+from _runner import FOLDS, RESULTS
+from _tasks import HOLDOUT, TASKS
+
+BENCHMARKS = Path(__file__).parent
+PAGE = BENCHMARKS.parent / "docs" / "benchmarks.rst"
+CHOSEN = "chosen"
+"""For each fold the head that did best on inner folds of its training data."""
+
+Report = dict[str, Any]
+Reports = dict[tuple[str, str], Report]
+"""(task, feature set) → report."""
+
+
+def load_reports(folder: Path) -> Reports:
+    """Return all results of the accuracy benchmarks."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
+    return {(report["task"], report["features"]): report for report in reports}
+
+
+def fold_maes(
+    report: Report | None,
+    head: str,
+    heads: Iterable[str] = representation.HEADS,
+    labels: int | None = None,
+) -> NDArray[np.float64] | None:
+    """Return the mean absolute error of each fold, (5,), or None if the table is not finished.
+
+    Parameters
+    ----------
+    report : dict or None
+        Of one task and feature set.
+    head : str
+        A head, or `CHOSEN`.
+    heads : iterable of str
+        Those that `CHOSEN` chooses from.
+    labels : int or None
+        Training labels; None is all.
+    """
+    if report is None:
+        return None
+    wanted = list(heads) if head == CHOSEN else [head]
+    cells = {
+        (cell["head"], cell["fold"]): cell
+        for cell in report["cells"]
+        if cell["seed"] == 0 and cell["labels"] == labels
+    }
+    folds = [[cells.get((h, k)) for h in wanted] for k in FOLDS]
+    if any(cell is None for fold in folds for cell in fold):
+        return None
+    best = [min(filter(None, fold), key=lambda cell: cell["inner_mae"]) for fold in folds]
+    return np.array([cell["mae"] for cell in best])
+
+
+def number(value: float, unit: str) -> str:
+    """Return an error with the digits that matter."""
+    return f"{value:.1f}" if unit in ("1/cm", "meV/atom") else f"{value:.4f}"
+
+
+def csv_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a reStructuredText table, or nothing if it has no rows."""
+    if not rows:
+        return ""
+    lines = [", ".join(f'"{item}"' for item in row) for row in [header, *rows]]
+    body = "\n".join(f"   {line}" for line in lines)
+    return f".. csv-table::\n   :header-rows: 1\n\n{body}"
+
+
+def _with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
+    if maes is None:
+        return ""
+    return f"{number(maes.mean(), unit)} ± {number(maes.std(), unit)}"
+
+
+def coverage_table(reports: Reports) -> str:
+    """Return a list of the tasks: unit, rows."""
+    found = {task: report for (task, _), report in reports.items()}
+    return csv_table(
+        ["task", "unit of the error", "rows"],
+        [[task, report["unit"], report["rows"]] for task, report in sorted(found.items())],
+    )
+
+
+def representation_table(reports: Reports, head: str) -> str:
+    """Return mean ± standard deviation over the folds, feature sets down and tasks across."""
+    tasks = [t for t in representation.TASKS if any(task == t for task, _ in reports)]
+    rows = []
+    for name in representation.ROWS:
+        found = [reports.get((task, name)) for task in tasks]
+        cells = [_with_spread(fold_maes(r, head), r["unit"]) if r else "" for r in found]
+        if any(cells):
+            rows.append([name, *cells])
+    return csv_table(["features", *tasks], rows)
+
+
+def differences_table(reports: Reports, row: str = "default", base: str = "raw") -> str:
+    """Return how much the error of ``row`` is below that of ``base``, paired over the folds."""
+    rows = []
+    for task in representation.TASKS:
+        cells = []
+        for head in (*representation.HEADS, CHOSEN):
+            pair = [fold_maes(reports.get((task, name)), head) for name in (row, base)]
+            if pair[0] is None or pair[1] is None:
+                cells.append("")
+                continue
+            unit = reports[task, row]["unit"]
+            change = pair[0] - pair[1]
+            error = change.std(ddof=1) / np.sqrt(len(FOLDS))
+            sign = "+" if change.mean() > 0 else "-"
+            cells.append(
+                f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}, "
+                f"better in {int((change < 0).sum())} of {len(FOLDS)}"
+            )
+        if any(cells):
+            rows.append([task, *cells])
+    return csv_table(["task", *representation.HEADS, CHOSEN], rows)
+
+
+def losses_table(reports: Reports) -> str:
+    """Say on which tasks another feature set or a published model has a smaller error than the default."""
+    lines = []
+    for task in representation.TASKS:
+        ours = fold_maes(reports.get((task, "default")), CHOSEN)
+        if ours is None:
+            continue
+        unit = reports[task, "default"]["unit"]
+        others = {
+            f"``{name}``": maes.mean()
+            for (found, name), report in reports.items()
+            if found == task
+            and "default" not in name
+            and (maes := fold_maes(report, CHOSEN)) is not None
+        }
+        others |= PUBLISHED.get(task, {})
+        better = {name: mae for name, mae in others.items() if mae < ours.mean()}
+        said = ", ".join(
+            f"{n} {number(v, unit)}" for n, v in sorted(better.items(), key=lambda i: i[1])
+        )
+        lines.append(
+            f"- {task}: default {number(ours.mean(), unit)}; better: {said or 'none here'}."
+        )
+    return "\n".join(lines)
+
+
+def matbench_table(reports: Reports, task: str) -> str:
+    """Return every feature set with every head, and below them the published models."""
+    rows = []
+    for name in matbench.ROWS:
+        report = reports.get((task, name))
+        if report is None:
+            continue
+        columns = [fold_maes(report, head) for head in HEADS]
+        columns.append(fold_maes(report, CHOSEN, HEADS))
+        if any(column is not None for column in columns):
+            rows.append([name, *(_with_spread(column, report["unit"]) for column in columns)])
+    for name, value in PUBLISHED[task].items():
+        rows.append([f"published: {name}", "", "", "", "", number(value, TASKS[task].unit)])
+    table = csv_table([task, *HEADS, CHOSEN], rows)
+    return f"{table}\n\nPublished: {SOURCES[task]}."
+
+
+def reference_table(reports: Reports) -> str:
+    """Say how well the leaderboard's own reference is reproduced."""
+    rows = []
+    for task in PUBLISHED:
+        report = reports.get((task, REFERENCE))
+        maes = fold_maes(report, "RF")
+        if report is not None and maes is not None:
+            unit = report["unit"]
+            published = number(PUBLISHED[task]["RF-SCM/Magpie"], unit)
+            rows.append([task, _with_spread(maes, unit), published, report["rows"]])
+    return csv_table(["task", "RF here", "published", "rows"], rows)
+
+
+def paper_table(reports: Reports) -> str:
+    """Return kernel ridge on the paper's split and in five folds."""
+    rows = []
+    for name in paper.ROWS:
+        cells = []
+        for task in paper.TASKS:
+            report = reports.get((task, name))
+            held_out = [
+                number(cell["mae"], report["unit"])
+                for cell in (report or {"cells": []})["cells"]
+                if report
+                and cell["fold"] == HOLDOUT
+                and cell["head"] == "KRR"
+                and cell["seed"] == 0
+            ]
+            cells.append(held_out[0] if held_out else "")
+            cells.append(_with_spread(fold_maes(report, "KRR"), report["unit"]) if report else "")
+        if any(cells):
+            rows.append([name, *cells])
+    header = [f"{task}, {split}" for task in paper.TASKS for split in (HOLDOUT, "5 folds")]
+    return csv_table(["features", *header], rows)
+
+
+def learning_table(reports: Reports) -> str:
+    """Return the error at each number of labels, with the head chosen on inner folds."""
+    rows = []
+    for (task, name), report in reports.items():
+        curve = [fold_maes(report, CHOSEN, labels=n) for n in learning_curves.LABELS]
+        if any(maes is not None for maes in curve):
+            rows.append([task, name, *(_with_spread(maes, report["unit"]) for maes in curve)])
+    return csv_table(["task", "features", *(f"{n} labels" for n in learning_curves.LABELS)], rows)
+
+
+def speed_table(folder: Path) -> str:
+    """Return the tables of benchmarks/speed/table.py."""
+    path = folder / "speed.json"
+    if not path.exists():
+        return ""
+    report = json.loads(path.read_text())
+    parts = [
+        f"{report['structures']}; {report['machine']}.",
+        *(
+            csv_table(table["header"], [[_significant(x) for x in row] for row in table["rows"]])
+            for table in report["tables"]
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def _significant(value: str | float) -> str:
+    """Return three digits of a measurement, all of a count, and names as they are."""
+    return f"{float(f'{value:.3g}'):g}" if isinstance(value, float) else str(value)
+
+
+def render(page: str, results: Path) -> str:
+    """Return the page with every table between its markers made anew.
+
+    Parameters
+    ----------
+    page : str
+        With pairs of the comments ``.. table NAME`` and ``.. end of table``.
+    results : Path
+        Folder of the JSON.
+
+    Returns
+    -------
+    str
+    """
+    reports = load_reports(results / RESULTS.name)
+    tables: dict[str, Callable[[], str]] = {
+        "coverage": partial(coverage_table, reports),
+        "reference": partial(reference_table, reports),
+        "losses": partial(losses_table, reports),
+        "differences": partial(differences_table, reports),
+        "paper": partial(paper_table, reports),
+        "learning curves": partial(learning_table, reports),
+        "speed": partial(speed_table, results),
+    }
+    for head in (*representation.HEADS, CHOSEN):
+        tables[f"representation {head}"] = partial(representation_table, reports, head)
+    for task in PUBLISHED:
+        tables[f"matbench {task}"] = partial(matbench_table, reports, task)
+    return re.sub(
+        r"^\.\. table (.+)$(?s:.*?)^\.\. end of table$",
+        lambda found: (
+            f".. table {found[1]}\n\n{tables[found[1]]() or 'Not run yet.'}\n\n.. end of table"
+        ),
+        page,
+        flags=re.MULTILINE,
+    )
+
+
+def main(
+    page: Annotated[Path, typer.Option(help="File with the markers, changed in place.")] = PAGE,
+    results: Annotated[Path, typer.Option(help="Folder of the JSON.")] = BENCHMARKS / "results",
+) -> None:
+    """Render all tables."""
+    page.write_text(render(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,192 @@
+"""What features cost: crystals a second, peak memory, and where the time of ours goes.
+
+    python benchmarks/speed/table.py
+
+Run it on an idle machine. Every featurizer gets the same crystals in a fresh process, one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from pymatgen.core import Structure
+from tqdm import tqdm
+
+from ssl_matfeat.blocks import CrystalFeatures, SiteFeatures
+from ssl_matfeat.datasets import load_elastic
+from ssl_matfeat.featurizers import DEFAULT_LAYERS, SSLStructureFeaturizer
+from ssl_matfeat.graph import CrystalGraphs
+from ssl_matfeat.weights import load_weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))  # which has the peers' featurizers
+from _features import MAGPIE, block
+
+RESULTS = Path(__file__).parents[1] / "results"
+PEERS = ["magpie", MAGPIE, "sine-matrix", "soap", "crystal-nn", "orbital-field-matrix"]
+REPEATS = 3
+COPPER = Structure(1.8 * (1 - np.eye(3)), ["Cu"], [[0, 0, 0]])
+"""One site, face-centred cubic."""
+
+
+def featurize_ssl(X: Sequence[Structure], **options: Any) -> None:
+    """Compute the default features."""
+    SSLStructureFeaturizer(**options).fit_transform(X)
+
+
+def featurize_peer(X: Sequence[Structure], name: str) -> None:
+    """Compute a feature set of the accuracy benchmarks, without its cache."""
+    for part in name.split("+"):
+        block(part).compute(X)
+
+
+def best_seconds(featurize: Callable[[Sequence[Structure]], None], X: Sequence[Structure]) -> float:
+    """Return the least of some timings; a first short call has loaded tables and weights."""
+    featurize(X[:2])
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        featurize(X)
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > 60:  # slow enough to be told from noise
+            break
+    return min(seconds)
+
+
+def measure(
+    featurize: Callable[[Sequence[Structure]], None], X: Sequence[Structure]
+) -> tuple[float, float]:
+    """Return crystals a second and peak memory in MB, both in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_here, args=(featurize, X, sender))
+    process.start()
+    seconds, megabytes = receiver.recv()
+    process.join()
+    return len(X) / seconds, megabytes
+
+
+def _measure_here(featurize: Callable[..., None], X: Sequence[Structure], sender: Any) -> None:
+    seconds = best_seconds(featurize, X)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sender.send((seconds, kilobytes / 1024))
+
+
+def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
+    """Return the table of all featurizers on the same crystals."""
+    jobs: dict[str, Callable[..., None]] = {
+        "SSL default": featurize_ssl,
+        "SSL default, n_jobs=2": partial(featurize_ssl, n_jobs=2),
+        "SSL raw": partial(featurize_ssl, layers=("element", "shell", "cell")),
+        **{name: partial(featurize_peer, name=name) for name in peers},
+    }
+    rows = [[name, *measure(job, X)] for name, job in tqdm(jobs.items(), desc="featurizers")]
+    return {"header": ["features", "crystals/s", "peak memory, MB"], "rows": rows}
+
+
+def shares(X: Sequence[Structure]) -> dict[str, Any]:
+    """Return where the time of the default features goes, in one process."""
+    pretrained = load_weights("default")
+    sites_of = SiteFeatures(
+        pretrained, tuple(layer for layer in DEFAULT_LAYERS if layer != "cell"), torch.float32
+    )
+    crystals_of = CrystalFeatures(
+        pretrained, DEFAULT_LAYERS, ("mean", "std", "min", "max"), torch.float32
+    )
+    encoder = pretrained.encoder
+
+    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+        work()
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    with torch.inference_mode():
+        graphs, building = timed(lambda: CrystalGraphs.from_structures(X))
+        batches, batching = timed(
+            lambda: [graphs.batch(crystals) for crystals in graphs.batches(16384)]
+        )
+        single = [batch.to("cpu", torch.float32) for batch in batches]
+        _, encoding = timed(lambda: [encoder.describe(batch) for batch in single])
+        _, sites = timed(lambda: [sites_of(batch) for batch in batches])
+        _, crystals = timed(lambda: [crystals_of(batch) for batch in batches])
+    parts = {
+        "graphs": building,
+        "batches": batching,
+        "encoder": encoding,
+        "raw channels": sites - encoding,
+        "pooling": crystals - sites,
+    }
+    total = sum(parts.values())
+    rows = [[name, 100 * seconds / total] for name, seconds in parts.items()]
+    return {"header": ["part of SSL default", "share of the time, %"], "rows": rows}
+
+
+def scaling(structure: Structure, n_sites: Sequence[int]) -> dict[str, Any]:
+    """Return the cost of one crystal against its number of sites."""
+    rows = []
+    for n in tqdm(n_sites, desc="sites"):
+        repeats = round((n / len(structure)) ** (1 / 3)) or 1
+        X = [structure.make_supercell((repeats, repeats, repeats), in_place=False)]
+        rows.append([len(X[0]), 1000 * best_seconds(featurize_ssl, X)])
+    return {"header": ["sites of one crystal", "SSL default, ms"], "rows": rows}
+
+
+def many(X: Sequence[Structure], n_crystals: Sequence[int]) -> dict[str, Any]:
+    """Return crystals a second against how many there are, with one process and with two."""
+    rows = []
+    for n in tqdm(n_crystals, desc="crystals"):
+        several = [X[i % len(X)] for i in range(n)]
+        jobs = [partial(featurize_ssl, n_jobs=n_jobs) for n_jobs in (1, 2)]
+        rows.append([n, *(measure(job, several)[0] for job in jobs)])
+    return {"header": ["crystals", "n_jobs=1, crystals/s", "n_jobs=2, crystals/s"], "rows": rows}
+
+
+def main(
+    n_structures: Annotated[int, typer.Option(help="Crystals for the comparison.")] = 200,
+    peer: Annotated[list[str], typer.Option(help="A feature set to compare with.")] = PEERS,
+    sites: Annotated[list[int], typer.Option(help="Sizes, in about so many sites.")] = [  # noqa: B006
+        1,
+        8,
+        64,
+        512,
+        2000,
+    ],
+    crystals: Annotated[list[int], typer.Option(help="Numbers of crystals.")] = [  # noqa: B006
+        100,
+        1000,
+        10_000,
+        100_000,
+    ],
+    results: Annotated[Path, typer.Option(help="Folder of the JSON.")] = RESULTS,
+) -> None:
+    """Measure, and write speed.json."""
+    structures = load_elastic()["structure"].tolist()
+    chosen = np.random.default_rng(0).choice(len(structures), n_structures, replace=False)
+    X = [structures[i] for i in chosen]
+    tables = [compare(X, peer), shares(X), scaling(COPPER, sites), many(structures, crystals)]
+    report = {
+        "structures": f"{n_structures} random crystals of elastic_2015, {np.mean([len(s) for s in X]):.1f} sites "
+        "on average",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "tables": tables,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,186 @@
+"""The benchmark scripts, run for real on a few of the bundled crystals."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.kernel_ridge import KernelRidge
+
+CHECKOUT = Path(__file__).parents[1]
+BENCHMARKS = CHECKOUT / "benchmarks"
+FOLDS = ["0", "1", "2", "3", "4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts(tmp_path_factory):
+    """Import the scripts as they import each other, and keep their cache out of the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_MATFEAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.syspath_prepend(BENCHMARKS / "accuracy")
+        patch.syspath_prepend(BENCHMARKS)
+        yield
+
+
+def run(script, *arguments):
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_table(script, results, *arguments):
+    limited = ["--task", "elastic", "--limit", 60, "--results", results]
+    ran = run(f"accuracy/{script}", *limited, *arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.fixture(scope="module")
+def results(scripts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    rows = ["--features", "raw", "--features", "default", "--features", "dummy"]
+    run_table("representation.py", folder / "accuracy", *rows)
+    return folder
+
+
+def test_json_says_what_was_scored_and_with_what(results):
+    report = json.loads((results / "accuracy" / "elastic" / "default.json").read_text())
+    assert report["rows"] == "60 of 1181"
+    assert report["rows_with_nan"] == 0
+    assert len(report["weights"]["default"]) == 64
+    assert report["versions"]["ssl-matfeat"]
+    scored = {(cell["head"], cell["fold"]) for cell in report["cells"]}
+    assert scored == {(head, fold) for head in ("ET", "KRR") for fold in FOLDS}
+    assert sum(cell["n_test"] for cell in report["cells"]) == 2 * 60
+
+
+def test_features_beat_the_dummy(results):
+    def mae(name):
+        report = json.loads((results / "accuracy" / "elastic" / f"{name}.json").read_text())
+        return np.mean([cell["mae"] for cell in report["cells"]])
+
+    assert mae("default") < 0.7 * mae("dummy")
+
+
+def test_finished_cells_are_skipped_and_missing_ones_run(results):
+    path = results / "accuracy" / "elastic" / "dummy.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "cells": before["cells"][1:]}))
+    run_table("representation.py", results / "accuracy", "--features", "dummy")
+    after = json.loads(path.read_text())["cells"]
+    assert after[:-1] == before["cells"][1:]
+    assert after[-1]["mae"] == before["cells"][0]["mae"]
+
+
+def test_rendered_page_has_the_numbers_of_the_json(results, tmp_path):
+    page = tmp_path / "benchmarks.rst"
+    page.write_text((CHECKOUT / "docs" / "benchmarks.rst").read_text())
+    ran = run("render.py", "--page", page, "--results", results)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((results / "accuracy" / "elastic" / "raw.json").read_text())
+    maes = [cell["mae"] for cell in report["cells"] if cell["head"] == "KRR"]
+    assert f'"raw", "{np.mean(maes):.4f} ± {np.std(maes):.4f}"' in page.read_text()
+    assert "60 of 1181" in page.read_text()
+
+
+def test_committed_page_is_what_the_committed_json_renders():
+    import render
+
+    page = (CHECKOUT / "docs" / "benchmarks.rst").read_text()
+    assert render.render(page, BENCHMARKS / "results") == page
+
+
+def test_learning_curve_trains_on_so_many_labels(tmp_path):
+    run_table("learning_curves.py", tmp_path, "--features", "dummy", "--head", "ridge")
+    report = json.loads((tmp_path / "elastic" / "dummy.json").read_text())
+    assert {cell["labels"]: cell["n_train"] for cell in report["cells"]}[50] in (48, 50)
+
+
+def test_paper_has_its_own_split(tmp_path):
+    run_table("paper.py", tmp_path, "--features", "dummy", "--folds", "80/20")
+    (cell,) = json.loads((tmp_path / "elastic" / "dummy.json").read_text())["cells"]
+    assert (cell["fold"], cell["n_train"], cell["n_test"]) == ("80/20", 48, 12)
+
+
+def test_submission_of_a_part_of_the_rows_is_refused(tmp_path):
+    submission = ["--features", "dummy", "--head", "ridge", "--submission", tmp_path / "out"]
+    limited = ["--task", "elastic", "--limit", "60", "--results", tmp_path]
+    ran = run("accuracy/matbench.py", *limited, *submission)
+    assert ran.returncode != 0
+    assert "60 of 1181" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_submission_holds_a_prediction_of_every_crystal(tmp_path):
+    import matbench
+    from _runner import run_cells
+    from _tasks import load_task
+
+    data = dataclasses.replace(load_task("elastic", limit=60), n_published=60)
+    features = run_cells(data, "lattice", ["ridge"], results=tmp_path)
+    record = matbench._record(data, features, "ridge", seed=0)
+    matbench._write_submission(tmp_path, {"matbench_elastic": record}, "lattice", "ridge")
+
+    with gzip.open(tmp_path / "results.json.gz", "rt") as file:
+        written = json.load(file)
+    said = written.pop("hash")
+    assert said == hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+    folds = written["tasks"]["matbench_elastic"]["results"]
+    assert sorted(folds) == [f"fold_{fold}" for fold in FOLDS]
+    assert sorted(i for fold in folds.values() for i in fold["data"]) == sorted(data.ids)
+    assert json.loads((tmp_path / "info.json").read_text())["bibtex_refs"]
+
+
+def test_kernel_ridge_is_scikit_learns_at_its_own_choice():
+    from _heads import KernelRidgeCV
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(90, 5))
+    y = np.sin(X[:, 0]) + X[:, 1] + 7
+    ours = KernelRidgeCV(max_search=60).fit(X[:60], y[:60])
+    kernel, gamma, alpha = ours.best_
+    theirs = KernelRidge(kernel=kernel, gamma=gamma, alpha=alpha).fit(
+        X[:60], y[:60] - y[:60].mean()
+    )
+    np.testing.assert_allclose(ours.predict(X[60:]), theirs.predict(X[60:]) + y[:60].mean())
+    assert np.abs(ours.predict(X[60:]) - y[60:]).mean() < np.abs(y[60:] - y[:60].mean()).mean() / 3
+
+
+def test_kernel_ridge_scores_all_rows_after_a_search_on_some():
+    from _heads import KernelRidgeCV
+
+    X = np.random.default_rng(0).normal(size=(90, 2))
+    y = X[:, 0] ** 2
+    some, all_rows = (KernelRidgeCV(max_search=n).fit(X, y) for n in (45, 90))
+    assert some.best_mae_ == pytest.approx(all_rows.best_mae_, rel=0.5)
+    assert len(some.dual_coef_) == 90
+
+
+def test_heads_fill_failed_rows_from_the_training_fold():
+    from _heads import HEADS
+
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    y = X[:, 0].copy()
+    X[3], X[:, 2] = np.nan, np.nan
+    for make in HEADS.values():
+        assert np.isfinite(make(0).fit(X[:30], y[:30]).predict(X[30:])).all()
+
+
+def test_speed_table_runs(tmp_path):
+    few = ["--n-structures", 4, "--peer", "magpie", "--sites", 1, "--crystals", 4]
+    ran = run("speed/table.py", *few, "--results", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    tables = json.loads((tmp_path / "speed.json").read_text())["tables"]
+    names = [row[0] for row in tables[0]["rows"]]
+    assert names == ["SSL default", "SSL default, n_jobs=2", "SSL raw", "magpie"]
+    assert sum(share for _, share in tables[1]["rows"]) == pytest.approx(100)
