@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ import learning_curves
 import matbench
 import paper
 import representation
+import site_moments
 from _features import REFERENCE
 from _heads import HEADS
 from _published import PUBLISHED, SOURCES
@@ -51,8 +52,9 @@ def fold_maes(
     head: str,
     heads: Iterable[str] = representation.HEADS,
     labels: int | None = None,
+    folds: Sequence[str] = FOLDS,
 ) -> NDArray[np.float64] | None:
-    """Return the mean absolute error of each fold, (5,), or None if the table is not finished.
+    """Return the mean absolute error of each fold, or None if the table is not finished.
 
     Parameters
     ----------
@@ -64,6 +66,8 @@ def fold_maes(
         Those that `CHOSEN` chooses from.
     labels : int or None
         Training labels; None is all.
+    folds : sequence of str
+        The paper's split instead of the five folds, for instance.
     """
     if report is None:
         return None
@@ -73,10 +77,10 @@ def fold_maes(
         for cell in report["cells"]
         if cell["seed"] == 0 and cell["labels"] == labels
     }
-    folds = [[cells.get((h, k)) for h in wanted] for k in FOLDS]
-    if any(cell is None for fold in folds for cell in fold):
+    found = [[cells.get((h, fold)) for h in wanted] for fold in folds]
+    if any(cell is None for row in found for cell in row):
         return None
-    best = [min(filter(None, fold), key=lambda cell: cell["inner_mae"]) for fold in folds]
+    best = [min(filter(None, row), key=lambda cell: cell["inner_mae"]) for row in found]
     return np.array([cell["mae"] for cell in best])
 
 
@@ -97,6 +101,8 @@ def csv_table(header: list[str], rows: list[list[str]]) -> str:
 def _with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
     if maes is None:
         return ""
+    if len(maes) == 1:
+        return number(maes[0], unit)
     return f"{number(maes.mean(), unit)} ± {number(maes.std(), unit)}"
 
 
@@ -200,26 +206,20 @@ def reference_table(reports: Reports) -> str:
     return csv_table(["task", "RF here", "published", "rows"], rows)
 
 
-def paper_table(reports: Reports) -> str:
-    """Return kernel ridge on the paper's split and in five folds."""
+def paper_table(
+    reports: Reports, tasks: Sequence[str], features: Sequence[str], heads: Sequence[str]
+) -> str:
+    """Return feature sets down, and the paper's split and five folds of every task and head across."""
+    columns = [(t, h, s) for t in tasks for h in heads for s in ([HOLDOUT], FOLDS)]
     rows = []
-    for name in paper.ROWS:
-        cells = []
-        for task in paper.TASKS:
-            report = reports.get((task, name))
-            held_out = [
-                number(cell["mae"], report["unit"])
-                for cell in (report or {"cells": []})["cells"]
-                if report
-                and cell["fold"] == HOLDOUT
-                and cell["head"] == "KRR"
-                and cell["seed"] == 0
-            ]
-            cells.append(held_out[0] if held_out else "")
-            cells.append(_with_spread(fold_maes(report, "KRR"), report["unit"]) if report else "")
+    for name in features:
+        cells = [
+            _with_spread(fold_maes(reports.get((task, name)), head, folds=split), TASKS[task].unit)
+            for task, head, split in columns
+        ]
         if any(cells):
             rows.append([name, *cells])
-    header = [f"{task}, {split}" for task in paper.TASKS for split in (HOLDOUT, "5 folds")]
+    header = [f"{t}, {h}, {s[0] if len(s) == 1 else '5 folds'}" for t, h, s in columns]
     return csv_table(["features", *header], rows)
 
 
@@ -274,7 +274,10 @@ def render(page: str, results: Path) -> str:
         "reference": partial(reference_table, reports),
         "losses": partial(losses_table, reports),
         "differences": partial(differences_table, reports),
-        "paper": partial(paper_table, reports),
+        "paper": partial(paper_table, reports, paper.TASKS, paper.ROWS, ["KRR"]),
+        "site moments": partial(
+            paper_table, reports, site_moments.TASKS, site_moments.ROWS, representation.HEADS
+        ),
         "learning curves": partial(learning_table, reports),
         "speed": partial(speed_table, results),
     }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Element, Structure
 
 from ssl_matfeat.datasets import load_elastic
-from ssl_matfeat.featurizers import SSLStructureFeaturizer
+from ssl_matfeat.featurizers import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.weights import Pretrained, list_weights, load_weights
 
@@ -28,7 +28,9 @@ STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
-Compute = Callable[[Sequence[Structure]], NDArray[np.floating]]
+Inputs = Sequence[Structure] | Sequence[tuple[Structure, int]]
+"""Crystals, or sites of crystals."""
+Compute = Callable[[Any], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,17 @@ class Features:
         return float(np.nanmean(np.abs(self.values)))
 
 
-def compute_features(name: str, X: Sequence[Structure], data_key: str) -> Features:
+def compute_features(name: str, X: Inputs, data_key: str) -> Features:
     """Compute a feature set, or take its slow columns from the disk.
 
     Parameters
     ----------
     name : str
         Names of blocks, joined by ``+``.
-    X : sequence of Structure
-        The crystals.
+    X : sequence of Structure, or of (Structure, int)
+        Crystals or sites.
     data_key : str
-        Hash of the crystals.
+        Their hash.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def compute_features(name: str, X: Sequence[Structure], data_key: str) -> Featur
     )
 
 
-def _values(found: Block, X: Sequence[Structure], data_key: str) -> NDArray[np.float64]:
+def _values(found: Block, X: Inputs, data_key: str) -> NDArray[np.float64]:
     if not found.cached:
         return found.compute(X).astype(np.float64)
     path = CACHE / "features" / f"{_hash(data_key, found.settings)}.npy"
@@ -116,6 +118,14 @@ def block(name: str) -> Block:
         return _ssl(SSLStructureFeaturizer(_untrained("default"), layers))
     if name in list_weights():
         return _ssl(SSLStructureFeaturizer(name, (0, 1, 2)))
+    if name == "site-crystal-nn":
+        return Block(partial(_matminer, _site_crystal_nn, n_jobs=2), name, {}, cached=True)
+    if name == "site-default":
+        return _ssl(SSLAtomFeaturizer())
+    if name in ("site-element", "site-shell"):
+        return _ssl(SSLAtomFeaturizer(layers=(name.removeprefix("site-"),)))
+    if found := re.fullmatch(r"site-NE(\d+)", name):
+        return _ssl(SSLAtomFeaturizer("paper-predictive", tuple(map(int, found[1]))))
     if found := re.fullmatch(r"NE(\d+)(-sum|-untrained)?", name):
         digits, variant = found.groups()
         weights = _untrained("paper-predictive") if variant == "-untrained" else "paper-predictive"
@@ -124,18 +134,20 @@ def block(name: str) -> Block:
     raise ValueError(
         f"there is no feature set {name!r}; choose from {', '.join([*_PEERS, *ALIASES])}, raw, default, "
         f"untrained, {', '.join(list_weights())} and NE0, NE01, ..., NE012345, each also with -sum or -untrained; "
-        "+ joins them"
+        "of sites: site-element, site-shell, site-default, site-crystal-nn and site-NE0, ...; + joins them"
     )
 
 
-def _ssl(featurizer: SSLStructureFeaturizer) -> Block:
-    def compute(X: Sequence[Structure]) -> NDArray[np.floating]:
-        return featurizer.set_params(on_error="nan", verbose=True).fit_transform(X)
+def _ssl(featurizer: SSLStructureFeaturizer | SSLAtomFeaturizer) -> Block:
+    def compute(X: Inputs) -> NDArray[np.floating]:
+        return np.array(featurizer.featurize_many(X, ignore_errors=True))
 
     learned = bool(_learned(featurizer.layers))
     pretrained = load_weights(featurizer.weights)
     weights = {pretrained.card["name"]: pretrained.sha256} if learned else {}
-    settings = f"SSL layers={featurizer.layers} pooling={featurizer.pooling}"
+    settings = f"{type(featurizer).__name__} layers={featurizer.layers}"
+    if isinstance(featurizer, SSLStructureFeaturizer):
+        settings += f" pooling={featurizer.pooling}"
     return Block(compute, settings, weights, cached=False)
 
 
@@ -168,9 +180,7 @@ def _lattice(X: Sequence[Structure]) -> NDArray[np.floating]:
     return np.array([s.lattice.parameters for s in X])
 
 
-def _matminer(
-    make: Callable[[], Any], X: Sequence[Structure], of: str = "", n_jobs: int = 1
-) -> NDArray:
+def _matminer(make: Callable[[], Any], X: Any, of: str = "", n_jobs: int = 1) -> NDArray:
     """Apply a matminer featurizer to the structures or to an attribute of them; failed rows are NaN."""
     inputs = [getattr(s, of) if of else s for s in X]
     featurizer = make().fit(inputs)
@@ -196,6 +206,12 @@ def _symmetry() -> Any:
     return GlobalSymmetryFeatures(
         ["spacegroup_num", "crystal_system_int", "is_centrosymmetric", "n_symmetry_ops"]
     )
+
+
+def _site_crystal_nn() -> Any:
+    from matminer.featurizers.site import CrystalNNFingerprint
+
+    return CrystalNNFingerprint.from_preset("ops")
 
 
 def _packing() -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pymatgen.core import Structure
-from sklearn.model_selection import KFold, train_test_split
+from sklearn.model_selection import GroupKFold, KFold, train_test_split
 
 from ssl_matfeat.datasets import load_dataset, load_elastic
 
@@ -33,6 +33,8 @@ class Task:
     """Said wherever the numbers stand, if the structures are not the published ones."""
     matminer: tuple[str, str] | None = None
     """Name and target of the full set in matminer's ``load_dataset``."""
+    of_sites: bool = False
+    """The target belongs to some sites of each crystal, which the column ``site_index`` names."""
 
 
 _LATER = "structures of 2025"
@@ -74,6 +76,7 @@ TASKS = {
     "paper_formation_energy": Task(
         "paper_formation_energy", "e_form_per_atom", "eV/atom", 4000, _LATER
     ),
+    "paper_site_moments": Task("paper_site_moments", "moment", "µB", 1775, of_sites=True),
 }
 
 
@@ -87,7 +90,8 @@ class Data:
     """How many of the published rows, and of what year the structures are."""
     n_published: int
     ids: list[str]
-    X: list[Structure]
+    X: list[Structure] | list[tuple[Structure, int]]
+    """Crystals, or sites of crystals."""
     y: NDArray[np.float64]
     splits: dict[str, Split]
     """Five folds "0" to "4", and `HOLDOUT`."""
@@ -121,10 +125,12 @@ def load_task(name: str, data: str = DATA_HOME, limit: int | None = None) -> Dat
         rows=f"{rows}, {task.structures}" if task.structures and data != "matminer" else rows,
         n_published=task.n_published,
         ids=frame["id"].astype(str).tolist(),
-        X=frame["structure"].tolist(),
+        X=list(zip(frame["structure"], frame["site_index"], strict=True))
+        if task.of_sites
+        else frame["structure"].tolist(),
         y=y,
         splits=_splits(frame),
-        key=_hash(frame["structure"], y),
+        key=_hash(frame, y),
     )
 
 
@@ -135,7 +141,10 @@ def _load_frame(task: Task, data: str) -> pd.DataFrame:
     if data == "matminer":
         return _load_matminer(task)
     frame = load_dataset(task.dataset, data_home=data)
-    return frame.rename(columns={task.target: "target"})
+    frame = frame.rename(columns={task.target: "target"})
+    if task.of_sites:
+        frame = frame.explode(["site_index", "target"], ignore_index=True)
+    return frame
 
 
 def _load_matminer(task: Task) -> pd.DataFrame:
@@ -160,6 +169,10 @@ def _splits(frame: pd.DataFrame) -> dict[str, Split]:
     if "test_fold" in frame:
         fold_of = frame["test_fold"].to_numpy()
         folds = [(rows[fold_of != k], rows[fold_of == k]) for k in range(5)]
+    elif "site_index" in frame:
+        # Sites of one crystal stay together: they are too much alike.
+        grouped = GroupKFold(5, shuffle=True, random_state=0)
+        folds = list(grouped.split(rows, groups=frame["id"]))
     else:
         folds = list(KFold(5, shuffle=True, random_state=0).split(rows))
     splits = {str(k): fold for k, fold in enumerate(folds)}
@@ -167,9 +180,11 @@ def _splits(frame: pd.DataFrame) -> dict[str, Split]:
     return {**splits, HOLDOUT: (train, test)}
 
 
-def _hash(structures: pd.Series, y: NDArray[np.float64]) -> str:
+def _hash(frame: pd.DataFrame, y: NDArray[np.float64]) -> str:
     digest = hashlib.sha256(y.tobytes())
-    for s in structures:
+    if "site_index" in frame:
+        digest.update(frame["site_index"].to_numpy(dtype=np.int64).tobytes())
+    for s in frame["structure"]:
         digest.update(np.array(s.atomic_numbers).tobytes())
         digest.update(np.ascontiguousarray(s.lattice.matrix).tobytes())
         digest.update(np.ascontiguousarray(s.frac_coords).tobytes())
