@@ -177,7 +177,10 @@ def _load_file(path: Path) -> Pretrained:
             f"{path} has format {card.get('format')}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
         )
     encoder = build_encoder(card["config"])
-    encoder.load_state_dict(tensors)
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the encoder that its card names: {error}") from error
     return Pretrained(encoder.eval(), card, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
