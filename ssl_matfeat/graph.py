@@ -279,7 +279,7 @@ class CrystalGraphs:
             vector=one.vector,
             distance=one.distance,
             cell_shift=one.cell_shift,
-            lattice=torch.from_numpy(self.lattice[crystal : crystal + 1]),
+            lattice=torch.from_numpy(self.lattice[[crystal]]),  # a copy: the file may be read-only
             volume=one.volume,
         )
 
