@@ -9,6 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "NEGNNClassifier": "negnn",
+    "NEGNNRegressor": "negnn",
     "SSLAtomFeaturizer": "featurizers",
     "SSLStructureFeaturizer": "featurizers",
     "SSLPretrainer": "pretrain",

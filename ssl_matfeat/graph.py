@@ -230,11 +230,15 @@ class CrystalGraphs:
         """Return the number of edges of each crystal, (n_crystals,)."""
         return np.diff(self.edge_start)
 
+    def sites_of(self, crystals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where the sites of the named crystals stand among all sites, crystal after crystal."""
+        return _ranges(self.site_start[crystals], self.n_sites[crystals])
+
     def batch(self, crystals: NDArray[np.int64] | Sequence[int]) -> CrystalBatch:
         """Return the named crystals, in this order, as tensors."""
         crystals = np.asarray(crystals, dtype=np.int64)
         n_sites, n_edges = self.n_sites[crystals], self.n_edges[crystals]
-        sites = _ranges(self.site_start[crystals], n_sites)
+        sites = self.sites_of(crystals)
         edges = _ranges(self.edge_start[crystals], n_edges)
         offset = np.repeat(np.cumsum(n_sites) - n_sites, n_edges)  # (n_edges,)
         vector = torch.from_numpy(self.vector[edges])

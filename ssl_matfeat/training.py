@@ -1,4 +1,4 @@
-"""One training loop for everything that is trained here; it knows nothing of the model."""
+"""One training loop for everything that is trained here; it knows nothing of the model, nor of what a batch holds."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ssl_matfeat.graph import CrystalBatch
-
+Batch = TypeVar("Batch")
 Losses = dict[str, Tensor]
 """Named scalar losses of one batch; what is minimised is their sum."""
-LossFunction = Callable[[CrystalBatch, torch.Generator], Losses]
-Batches = Callable[[torch.Generator | None], Iterator[CrystalBatch]]
+LossFunction = Callable[[Batch, torch.Generator], Losses]
+Batches = Callable[[torch.Generator | None], Iterator[Batch]]
 """Yields the batches of one epoch: in an order drawn from the generator, or as stored for None."""
 
 
@@ -33,18 +32,22 @@ class TrainingOptions:
     ema_decay: float | None = None
     """Decay of the moving average of the parameters a step; None keeps the last parameters."""
     clip_norm: float = 10.0
+    patience: int | None = None
+    """Stop once the sum of the validation losses has not fallen for so many epochs, and keep the parameters
+    of the best one; None trains to the end."""
     random_state: int = 0
     verbose: bool = False
 
 
 def train(
     model: nn.Module,
-    losses_of: LossFunction,
-    batches: Batches,
-    validation_batches: Batches,
+    losses_of: LossFunction[Batch],
+    batches: Batches[Batch],
+    validation_batches: Batches[Batch] | None,
     n_batches: int,
     options: TrainingOptions,
     checkpoint: Path | None = None,
+    parameter_groups: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and return its history, one dict of mean losses an epoch.
 
@@ -55,7 +58,8 @@ def train(
     losses_of : callable
         (batch, generator) → named losses.
     batches, validation_batches : callable
-        Called with a generator (training, to shuffle) or None (validation).
+        Called with a generator (training, to shuffle) or None (validation). Without validation batches there
+        are no validation losses, and ``options.patience`` must be None.
     n_batches : int
         Batches in an epoch, for the schedule.
     options : TrainingOptions
@@ -63,6 +67,8 @@ def train(
     checkpoint : Path or None
         Written after every epoch. If it exists, training goes on from it, with the same numbers as if it had
         never stopped: every epoch draws from a generator seeded by (random_state, epoch).
+    parameter_groups : list of dict or None
+        In torch's form, for parts with an ``lr`` of their own; None is all parameters of ``model``.
 
     Returns
     -------
@@ -70,9 +76,11 @@ def train(
         Keys ``epoch`` and ``train_<name>``, ``validation_<name>`` for each loss.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
     )
+    highest_lr = [group["lr"] for group in optimizer.param_groups]
     average = copy.deepcopy(model) if options.ema_decay is not None else None
+    best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -80,7 +88,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-        history = state["history"]
+        best, history = state.get("best"), state["history"]
 
     progress = tqdm(
         total=options.max_epochs * n_batches,
@@ -89,30 +97,39 @@ def train(
         unit="batch",
     )
     for epoch in range(len(history), options.max_epochs):
+        if options.patience is not None and _epochs_since_best(history) >= options.patience:
+            break
         generator = torch.Generator().manual_seed(_seed(options.random_state, epoch))
         model.train()
         record = _Mean()
-        for step, batch in enumerate(batches(generator)):
-            done = epoch + step / n_batches
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * _schedule(options, done)
-            losses = losses_of(batch, generator)
-            total = torch.stack(list(losses.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-            optimizer.step()
-            if average is not None and options.ema_decay is not None:
-                _update_average(
-                    average, model, min(options.ema_decay, 1 - 1 / (2 + epoch * n_batches + step))
-                )
-            record.add(losses)
-            progress.update()
-        # The loss function holds `model`, so the averaged parameters visit it for the length of the validation.
-        current = copy.deepcopy(model.state_dict())
-        model.load_state_dict((average or model).state_dict())
-        scores = evaluate(model, losses_of, validation_batches, options.random_state)
-        model.load_state_dict(current)
+        with torch.random.fork_rng():  # dropout draws from the global generator
+            torch.manual_seed(_seed(options.random_state, epoch))
+            for step, batch in enumerate(batches(generator)):
+                done = epoch + step / n_batches
+                for group, lr in zip(optimizer.param_groups, highest_lr, strict=True):
+                    group["lr"] = lr * _schedule(options, done)
+                losses = losses_of(batch, generator)
+                total = torch.stack(list(losses.values())).sum()
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+                optimizer.step()
+                if average is not None and options.ema_decay is not None:
+                    _update_average(
+                        average,
+                        model,
+                        min(options.ema_decay, 1 - 1 / (2 + epoch * n_batches + step)),
+                    )
+                record.add(losses)
+                progress.update()
+        scores: dict[str, float] = {}
+        kept = (average or model).state_dict()
+        if validation_batches is not None:
+            # The loss function holds `model`, so the kept parameters visit it for the length of the validation.
+            current = copy.deepcopy(model.state_dict())
+            model.load_state_dict(kept)
+            scores = evaluate(model, losses_of, validation_batches, options.random_state)
+            model.load_state_dict(current)
         history.append(
             {
                 "epoch": epoch + 1,
@@ -120,19 +137,23 @@ def train(
                 **{f"validation_{name}": value for name, value in scores.items()},
             }
         )
-        progress.set_postfix(total=sum(scores.values()))
+        if options.patience is not None and _epochs_since_best(history) == 0:
+            best = copy.deepcopy(kept)
+        progress.set_postfix(total=sum((scores or record.means()).values()))
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, average, history)
+            _save(checkpoint, model, optimizer, average, best, history)
     progress.close()
-    if average is not None:
-        model.load_state_dict(average.state_dict())
+    model.load_state_dict(best or (average or model).state_dict())
     model.eval()
     return history
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, values_of: LossFunction, batches: Batches, random_state: int
+    model: nn.Module,
+    values_of: LossFunction[Batch],
+    batches: Batches[Batch],
+    random_state: int,
 ) -> dict[str, float]:
     """Return the means over all batches of what ``values_of`` gives, with the model in evaluation mode."""
     model.eval()
@@ -157,6 +178,17 @@ class _Mean:
 
     def means(self) -> dict[str, float]:
         return {name: total / self._count for name, total in self._sums.items()}
+
+
+def _epochs_since_best(history: list[dict[str, Any]]) -> int:
+    """Return how long ago the sum of the validation losses was lowest, in epochs; 0 before the first."""
+    if not history:
+        return 0
+    totals = [
+        sum(value for name, value in record.items() if name.startswith("validation_"))
+        for record in history
+    ]
+    return len(totals) - 1 - totals.index(min(totals))
 
 
 def _seed(random_state: int, epoch: int) -> int:
@@ -185,6 +217,7 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
+    best: dict[str, Any] | None,
     history: list[dict[str, Any]],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +225,7 @@ def _save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict() if average is not None else None,
+        "best": best,
         "history": history,
     }
     unfinished = path.with_suffix(".part")

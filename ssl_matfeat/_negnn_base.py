@@ -1,0 +1,265 @@
+"""What the graph networks in scikit-learn form share: parameters, data, training, ensembles."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import (
+    Tags,
+    check_consistent_length,
+    check_random_state,
+)
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from torch import Tensor
+
+from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat.backbones import BACKBONES
+from ssl_matfeat.blocks import Layer
+from ssl_matfeat.examples import Dataset, Example, Inputs
+from ssl_matfeat.network import LearnedInputs, NodeEmbeddingNetwork, Standardize
+from ssl_matfeat.training import Losses, TrainingOptions, train
+from ssl_matfeat.weights import Pretrained, load_weights
+
+_EMA_DECAY = 0.99
+
+
+class NEGNNBase(BaseEstimator):
+    """What both estimators share; a subclass says what the target is and how far a prediction is off."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "node_features": [str],
+        "weights": [str, Path, Pretrained],
+        "layers": [tuple, list, None],
+        "backbone": [StrOptions(set(BACKBONES))],
+        "n_channels": [Interval(Integral, 1, None, closed="left")],
+        "n_layers": [Interval(Integral, 0, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "fine_tune": ["boolean"],
+        "fine_tune_lr": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_ensemble": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "device": [str],
+        "verbose": ["verbose"],
+    }
+
+    # Declared for type checkers; each __init__ stores them.
+    node_features: str
+    weights: str | Path | Pretrained
+    layers: tuple[Layer, ...] | None
+    backbone: str
+    n_channels: int
+    n_layers: int
+    dropout: float
+    fine_tune: bool
+    fine_tune_lr: float
+    max_epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    n_ensemble: int
+    warm_start: bool
+    random_state: int | RandomState | None
+    device: str
+    verbose: bool
+    networks_: list[NodeEmbeddingNetwork]
+
+    @abstractmethod
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
+        """Check ``y``, put it into the data set, and return how many outputs the networks need.
+
+        Also unweighs rows without a target, and changes no learned attribute where a fit is continued.
+        """
+
+    @abstractmethod
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of every row, (n_rows,), not yet weighted."""
+
+    def _stratify(self, y: Any) -> Any:
+        """Return what the validation part shall hold in the same proportions."""
+        return None
+
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Train the networks.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures; their oxidation states are ignored.
+        y : array-like
+            Targets, see the class.
+        sample_weight : array-like of shape (n_crystals,), optional
+            What the losses of each crystal are multiplied by.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        StructureError, TypeError
+            For the first bad structure.
+        ValueError
+            If a parameter or ``y`` is off.
+        """
+        self._validate_params()
+        structures = as_structure_list(X)
+        check_consistent_length(structures, y)
+        weight = _check_sample_weight(
+            sample_weight, np.empty((len(structures), 1)), dtype=np.float32
+        )
+        pretrained = load_weights(self.weights)
+        inputs = Inputs(self.node_features, pretrained, self.layers)
+        if self.fine_tune and not inputs.layers:
+            raise ValueError(
+                f"fine_tune=True trains the encoder of 'ssl', but node_features={self.node_features!r} has no such "
+                "part; add it ('ssl+…') or set fine_tune=False"
+            )
+        dataset = Dataset.from_structures(
+            structures, inputs, self.batch_size, per_site=self._per_site
+        )
+        kept = self.networks_ if self.warm_start and hasattr(self, "networks_") else []
+        dataset.weight = weight[dataset.crystal_of_row]
+        n_outputs = self._fit_target(dataset, y, continued=bool(kept))
+        dataset.weight /= dataset.weight.mean()
+
+        random = check_random_state(self.random_state)
+        networks, history = [], []
+        for member in range(self.n_ensemble):
+            seed = int(random.randint(2**31 - 1))
+            training, validation = self._split(len(structures), y, seed)
+            if member < len(kept):
+                network = kept[member]
+            else:
+                network = self._new_network(dataset, training, n_outputs, inputs, seed)
+            records = self._train(network, dataset, training, validation, seed)
+            networks.append(network)
+            history += [{"member": member, **record} for record in records]
+        self.inputs_, self.networks_, self.history_ = inputs, networks, history
+        self.loss_curve_ = [r["train_loss"] for r in history if r["member"] == 0]
+        self.n_iter_ = len(self.loss_curve_)
+        return self
+
+    def _split(
+        self, n_crystals: int, y: Any, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the crystals to learn from, and those that tell when to stop."""
+        everything = np.arange(n_crystals)
+        if not self.early_stopping:
+            return everything, everything[:0]
+        training, validation = train_test_split(
+            everything,
+            test_size=self.validation_fraction,
+            random_state=seed,
+            stratify=self._stratify(y),
+        )
+        return training, validation
+
+    def _new_network(
+        self,
+        dataset: Dataset,
+        training: NDArray[np.int64],
+        n_outputs: int,
+        inputs: Inputs,
+        seed: int,
+    ) -> NodeEmbeddingNetwork:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return NodeEmbeddingNetwork(
+                Standardize(dataset.sites[dataset.graphs.sites_of(training)]),
+                Standardize(dataset.crystals[training]),
+                backbone=self.backbone,
+                n_channels=self.n_channels,
+                n_layers=self.n_layers,
+                n_outputs=n_outputs,
+                per_site=self._per_site,
+                dropout=self.dropout,
+                learned=LearnedInputs(inputs.pretrained, inputs.layers) if self.fine_tune else None,
+            )
+
+    def _train(
+        self,
+        network: NodeEmbeddingNetwork,
+        dataset: Dataset,
+        training: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        seed: int,
+    ) -> list[dict[str, Any]]:
+        def losses(example: Example, generator: torch.Generator) -> Losses:
+            per_row = self._loss(network(example), example.target)  # (n_rows,)
+            return {"loss": (example.weight * per_row).mean()}
+
+        learned = [] if network.learned is None else list(network.learned.parameters())
+        others = [p for p in network.parameters() if not any(p is q for q in learned)]
+        network.to(self.device)
+        history = train(
+            network,
+            losses,
+            dataset.batches(training, self.batch_size, self.device),
+            dataset.batches(validation, self.batch_size, self.device) if len(validation) else None,
+            n_batches=sum(1 for _ in dataset.graphs.batches(self.batch_size, training)),
+            options=TrainingOptions(
+                max_epochs=self.max_epochs,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                ema_decay=_EMA_DECAY,
+                patience=self.n_iter_no_change if self.early_stopping else None,
+                random_state=seed,
+                verbose=bool(self.verbose),
+            ),
+            parameter_groups=[{"params": others}, {"params": learned, "lr": self.fine_tune_lr}],
+        )
+        network.cpu()
+        if not np.isfinite(history[-1]["train_loss"]):
+            raise ValueError(
+                f"training diverged: the loss is {history[-1]['train_loss']} after {len(history)} epochs; lower "
+                f"lr={self.lr} or look for outliers in y"
+            )
+        return history
+
+    def _outputs(self, X: Any) -> tuple[NDArray[np.float64], Dataset]:
+        """Return what every member gives, (n_members, n_rows, n_outputs), and the crystals it gave it for."""
+        check_is_fitted(self, "networks_")
+        dataset = Dataset.from_structures(
+            as_structure_list(X), self.inputs_, self.batch_size, per_site=self._per_site
+        )
+        everything = np.arange(len(dataset.graphs))
+        pieces = []
+        with torch.inference_mode():
+            networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
+            for example in dataset.batches(everything, self.batch_size, self.device)(None):
+                pieces.append(torch.stack([network(example) for network in networks]).cpu())
+        return torch.cat(pieces, dim=1).double().numpy(), dataset
+
+    @property
+    def _per_site(self) -> bool:
+        return False
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = True
+        tags.non_deterministic = self.random_state is None
+        return tags

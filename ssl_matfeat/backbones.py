@@ -1,0 +1,197 @@
+"""Supervised graph networks: states of sites and the graph → new states of sites.
+
+Every backbone maps (n_sites, n_channels) to (n_sites, n_channels), and sees distances in Å; ``"painn"`` sees directions
+too. None of them depends on orientation, origin, cell or order of the atoms.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_matfeat.encoder import FactoredCGConv, GaussianExpansion
+from ssl_matfeat.graph import CrystalBatch
+
+_CUTOFF = 8.0
+_STEP = 0.2
+_N_GAUSSIANS = round(_CUTOFF / _STEP) + 1
+
+
+def envelope(distance: Tensor) -> Tensor:
+    """Return a factor of each edge that falls smoothly from 1 to 0 at 8 Å, (n_edges,)."""
+    return 0.5 * (1 + torch.cos(math.pi * (distance / _CUTOFF).clamp(max=1)))
+
+
+class CGCNN(nn.Module):
+    """Crystal graph convolutions, factored (Xie & Grossman, Phys. Rev. Lett. 120, 145301, 2018)."""
+
+    def __init__(self, n_channels: int, n_layers: int) -> None:
+        super().__init__()
+        self.expand = GaussianExpansion(_CUTOFF, _STEP)
+        self.convolutions = nn.ModuleList(
+            FactoredCGConv(n_channels, _N_GAUSSIANS) for _ in range(n_layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(n_channels) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return the states after all layers, (n_sites, n_channels)."""
+        gaussians = self.expand(batch.distance)  # (n_edges, n_gaussians)
+        for convolve, norm in zip(self.convolutions, self.norms, strict=True):
+            x = convolve(norm(x), batch.edge_index, gaussians)
+        return x
+
+
+class PaiNN(nn.Module):
+    """Equivariant messages: each site has scalars and vectors (Schütt et al., arXiv 2102.03150, 2021).
+
+    Vectors are sums of edge directions and of the neighbours' vectors, and speak to the scalars through their lengths
+    and scalar products alone, so that the network knows angles and yet gives the same number in any orientation.
+    """
+
+    def __init__(self, n_channels: int, n_layers: int) -> None:
+        super().__init__()
+        self.expand = GaussianExpansion(_CUTOFF, _STEP)
+        self.messages = nn.ModuleList(_PaiNNMessage(n_channels) for _ in range(n_layers))
+        self.updates = nn.ModuleList(_PaiNNUpdate(n_channels) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return the scalars after all layers, (n_sites, n_channels)."""
+        gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
+        direction = batch.vector / batch.distance[:, None]  # (n_edges, 3)
+        vectors = x.new_zeros(len(x), 3, x.shape[1])  # (n_sites, 3, n_channels)
+        for message, update in zip(self.messages, self.updates, strict=True):
+            x, vectors = message(x, vectors, batch.edge_index, gaussians, direction)
+            x, vectors = update(x, vectors)
+        return x
+
+
+class _PaiNNMessage(nn.Module):
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(n_channels)
+        self.sender = nn.Sequential(
+            nn.Linear(n_channels, n_channels), nn.SiLU(), nn.Linear(n_channels, 3 * n_channels)
+        )
+        self.filter = nn.Linear(_N_GAUSSIANS, 3 * n_channels, bias=False)
+
+    def forward(
+        self, x: Tensor, vectors: Tensor, edge_index: Tensor, gaussians: Tensor, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        neighbor, center = edge_index
+        sent = self.sender(self.norm(x)).index_select(0, neighbor) * self.filter(gaussians)
+        scalar, along, passed_on = sent.chunk(3, dim=1)  # (n_edges, n_channels) each
+        vector = direction[:, :, None] * along[:, None, :]  # (n_edges, 3, n_channels)
+        vector = vector + vectors.index_select(0, neighbor) * passed_on[:, None, :]
+        return x.index_add(0, center, scalar), vectors.index_add(0, center, vector)
+
+
+class _PaiNNUpdate(nn.Module):
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.left = nn.Linear(
+            n_channels, n_channels, bias=False
+        )  # no bias: it would be a direction
+        self.right = nn.Linear(n_channels, n_channels, bias=False)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(2 * n_channels),
+            nn.Linear(2 * n_channels, n_channels),
+            nn.SiLU(),
+            nn.Linear(n_channels, 3 * n_channels),
+        )
+
+    def forward(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.left(vectors), self.right(vectors)  # (n_sites, 3, n_channels)
+        length = (right.square().sum(1) + 1e-8).sqrt()  # (n_sites, n_channels)
+        add, scale, product = self.mix(torch.cat([x, length], 1)).chunk(3, dim=1)
+        return x + add + product * (left * right).sum(1), vectors + scale[:, None, :] * left
+
+
+class _PyGLayers(nn.Module):
+    """Residual layers of PyG: x + silu(layer(norm(x))).
+
+    The layers must not add loops of their own: to do so PyG first removes the loops that there are, and in a periodic
+    graph these are bonds between an atom and its own images.
+    """
+
+    def __init__(self, n_channels: int, n_layers: int) -> None:
+        super().__init__()
+        self.expand = GaussianExpansion(_CUTOFF, _STEP)
+        self.layers = nn.ModuleList(self.layer(n_channels) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(n_channels) for _ in range(n_layers))
+
+    def layer(self, n_channels: int) -> nn.Module:
+        raise NotImplementedError
+
+    def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return the states after all layers, (n_sites, n_channels)."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + F.silu(self.update(layer, norm(x), batch))
+        return x
+
+
+class GCN(_PyGLayers):
+    """PyG's ``GCNConv`` (Kipf & Welling, arXiv 1609.02907); a bond weighs `envelope`, not normalised."""
+
+    def layer(self, n_channels: int) -> nn.Module:
+        """Return one layer."""
+        from torch_geometric.nn import GCNConv  # PyG takes seconds to import
+
+        return GCNConv(n_channels, n_channels, add_self_loops=False, normalize=False)
+
+    def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Run one layer."""
+        return layer(x, batch.edge_index, envelope(batch.distance))
+
+
+class GATv2(_PyGLayers):
+    """PyG's ``GATv2Conv`` with four heads (Brody et al., arXiv 2105.14491).
+
+    Distances decide how neighbours are weighed against each other, and nothing else.
+    """
+
+    def layer(self, n_channels: int) -> nn.Module:
+        """Return one layer."""
+        from torch_geometric.nn import GATv2Conv
+
+        return GATv2Conv(
+            n_channels,
+            n_channels,
+            heads=4,
+            concat=False,
+            edge_dim=_N_GAUSSIANS,
+            add_self_loops=False,
+        )
+
+    def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Run one layer."""
+        return layer(x, batch.edge_index, self.expand(batch.distance))
+
+
+class SchNet(_PyGLayers):
+    """PyG's continuous-filter ``InteractionBlock`` of SchNet (Schütt et al., arXiv 1706.08566)."""
+
+    def layer(self, n_channels: int) -> nn.Module:
+        """Return one layer."""
+        from torch_geometric.nn.models.schnet import InteractionBlock
+
+        return InteractionBlock(n_channels, _N_GAUSSIANS, n_channels, _CUTOFF)
+
+    def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Run one layer."""
+        return layer(x, batch.edge_index, batch.distance, self.expand(batch.distance))
+
+
+BACKBONES: dict[str, type[nn.Module]] = {
+    "cgcnn": CGCNN,
+    "painn": PaiNN,
+    "gcn": GCN,
+    "gatv2": GATv2,
+    "schnet": SchNet,
+}
+"""The backbones by name; each is called with ``n_channels`` and ``n_layers``."""

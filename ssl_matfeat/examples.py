@@ -1,0 +1,188 @@
+"""Structures, targets and weights of a fit, in flat arrays, and the batches that a network learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_matfeat._compute import build_graphs
+from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
+from ssl_matfeat.blocks import Layer, SiteFeatures, channel_names, check_layers
+from ssl_matfeat.channels import cell_channels
+from ssl_matfeat.elements import indicator_table
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
+from ssl_matfeat.pooling import pool
+from ssl_matfeat.training import Batches
+from ssl_matfeat.weights import Pretrained
+
+NODE_FEATURES = ("onehot", "element", "raw", "ssl")
+"""What ``node_features`` is a sum of; the columns stand in this order, the learned ones last."""
+CRYSTAL_STATISTICS = ("mean", "std", "min", "max")
+
+
+@dataclass
+class Example:
+    """A batch of crystals as a network sees it."""
+
+    graph: CrystalBatch
+    sites: Tensor
+    """(n_sites, n_site_inputs)."""
+    crystals: Tensor
+    """(n_crystals, n_crystal_inputs)."""
+    target: Tensor
+    """(n_rows, n_targets), one row a crystal or one row a site; scaled values, or the index of the class."""
+    weight: Tensor
+    """(n_rows,), 0 where the target is unknown."""
+
+
+class Inputs:
+    """Batch → inputs of its sites and of its crystals.
+
+    Parameters
+    ----------
+    node_features : str
+        A sum of `NODE_FEATURES`, such as ``"ssl+raw"``.
+    pretrained : Pretrained
+        Where ``"ssl"`` comes from.
+    layers : tuple of str and int, or None
+        Of ``"ssl"``: ``"pretext"`` and integers, as in the featurizers; None is all that the weights have.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or stands twice.
+    """
+
+    def __init__(
+        self, node_features: str, pretrained: Pretrained, layers: tuple[Layer, ...] | None
+    ) -> None:
+        self.pretrained = pretrained
+        self.parts = _parse(node_features)
+        self.layers = _ssl_layers(layers, pretrained) if "ssl" in self.parts else ()
+        wanted = {"raw": ("element", "shell"), "ssl": self.layers}
+        self._blocks = [
+            (part, SiteFeatures(pretrained, wanted[part], torch.float32))
+            for part in self.parts
+            if part in wanted
+        ]
+
+    def __call__(self, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+        """Return (n_sites, n_site_inputs) and (n_crystals, n_crystal_inputs), float32."""
+        columns = {part: features(batch) for part, features in self._blocks}
+        if "onehot" in self.parts:
+            columns["onehot"] = F.one_hot(batch.numbers, MAX_ATOMIC_NUMBER + 1).float()
+        if "element" in self.parts:
+            columns["element"] = torch.from_numpy(indicator_table()).float()[batch.numbers]
+        sites = torch.cat([columns[part] for part in self.parts], dim=1)
+        crystals = pool(sites, batch, CRYSTAL_STATISTICS)
+        if "raw" in self.parts:
+            crystals = torch.cat([crystals, cell_channels(batch).float()], dim=1)
+        return sites, crystals
+
+    @property
+    def n_learned(self) -> int:
+        """Return how many site inputs, the last ones, come from the encoder."""
+        return sum(len(channel_names(layer, self.pretrained)) for layer in self.layers)
+
+
+@dataclass
+class Dataset:
+    """Crystals, what a network is told about them and what it shall predict, in flat arrays."""
+
+    graphs: CrystalGraphs
+    sites: NDArray[np.float32]
+    """(n_sites_total, n_site_inputs)."""
+    crystals: NDArray[np.float32]
+    """(n_crystals, n_crystal_inputs)."""
+    target: NDArray[np.float32] | NDArray[np.int64]
+    """(n_rows, n_targets), or (n_rows,) indices of classes."""
+    weight: NDArray[np.float32]
+    """(n_rows,)."""
+    per_site: bool
+    """Whether a row is a site or a crystal."""
+
+    @classmethod
+    def from_structures(
+        cls, structures: Sequence[Any], inputs: Inputs, max_edges: int, per_site: bool = False
+    ) -> Dataset:
+        """Build graphs and inputs, once for all epochs; nothing is known about the target yet.
+
+        Raises
+        ------
+        StructureError, TypeError
+            For the first bad structure.
+        """
+        graphs, _, _ = build_graphs(structures)
+        assert graphs is not None  # a bad structure has raised
+        with torch.no_grad():
+            pieces = [inputs(graphs.batch(crystals)) for crystals in graphs.batches(max_edges)]
+        sites, crystals = (torch.cat(list(x)).numpy() for x in zip(*pieces, strict=True))
+        n_rows = len(sites) if per_site else len(crystals)
+        # Channels need double precision; the networks do not.
+        graphs = replace(graphs, vector=graphs.vector.astype(np.float32))
+        blank = np.zeros((n_rows, 0), np.float32)
+        return cls(graphs, sites, crystals, blank, np.ones(n_rows, np.float32), per_site)
+
+    @property
+    def crystal_of_row(self) -> NDArray[np.int64]:
+        """Return the crystal that each row of the target belongs to, (n_rows,)."""
+        everything = np.arange(len(self.graphs))
+        return np.repeat(everything, self.graphs.n_sites) if self.per_site else everything
+
+    def rows(self, crystals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of the target that belong to the named crystals."""
+        return self.graphs.sites_of(crystals) if self.per_site else crystals
+
+    def batch(self, crystals: NDArray[np.int64], device: str) -> Example:
+        """Return the named crystals, in this order, as tensors."""
+        rows = self.rows(crystals)
+        return Example(
+            graph=self.graphs.batch(crystals).to(device),
+            sites=torch.from_numpy(self.sites[self.graphs.sites_of(crystals)]).to(device),
+            crystals=torch.from_numpy(self.crystals[crystals]).to(device),
+            target=torch.from_numpy(self.target[rows]).to(device),
+            weight=torch.from_numpy(self.weight[rows]).to(device),
+        )
+
+    def batches(self, chosen: NDArray[np.int64], max_edges: int, device: str) -> Batches[Example]:
+        """Return what yields the batches of one epoch over the chosen crystals."""
+
+        def epoch(generator: torch.Generator | None) -> Iterator[Example]:
+            order = chosen
+            if generator is not None:
+                order = chosen[torch.randperm(len(chosen), generator=generator).numpy()]
+            for crystals in self.graphs.batches(max_edges, order):
+                yield self.batch(crystals, device)
+
+        return epoch
+
+
+def _parse(node_features: str) -> tuple[str, ...]:
+    parts = node_features.split("+") if isinstance(node_features, str) else []
+    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(NODE_FEATURES):
+        raise ValueError(
+            f"node_features must be one of {', '.join(NODE_FEATURES)} or a sum of them such as 'ssl+raw', got "
+            f"{node_features!r}"
+        )
+    return tuple(part for part in NODE_FEATURES if part in parts)
+
+
+def _ssl_layers(layers: tuple[Layer, ...] | None, pretrained: Pretrained) -> tuple[Layer, ...]:
+    encoder = pretrained.encoder
+    learned = [*(["pretext"] if encoder.pretext_names else []), *range(encoder.n_layers + 1)]
+    if layers is None:
+        return tuple(learned)
+    layers = check_layers(layers, pretrained, with_cell=False)
+    raw = [layer for layer in layers if layer not in learned]
+    if raw:
+        raise ValueError(
+            f"layers={layers!r} name the learned inputs, of {learned}; for {raw[0]!r} add 'raw' to node_features"
+        )
+    return layers

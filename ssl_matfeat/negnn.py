@@ -1,0 +1,309 @@
+"""Graph networks in scikit-learn form whose node inputs are self-supervised embeddings and raw channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils import Tags, check_array, column_or_1d, compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_matfeat._negnn_base import NEGNNBase
+from ssl_matfeat.blocks import Layer
+from ssl_matfeat.examples import Dataset
+from ssl_matfeat.weights import Pretrained
+
+_LOSSES: dict[str, Any] = {"mae": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
+
+
+class NEGNNRegressor(RegressorMixin, NEGNNBase):
+    """Predict numbers of crystals, or of their sites, with graph networks."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NEGNNBase._parameter_constraints,
+        "target": [StrOptions({"crystal", "site"})],
+        "loss": [StrOptions(set(_LOSSES))],
+    }
+
+    def __init__(
+        self,
+        node_features: str = "ssl+raw",
+        *,
+        weights: str | Path | Pretrained = "default",
+        layers: tuple[Layer, ...] | None = None,
+        backbone: str = "cgcnn",
+        n_channels: int = 64,
+        n_layers: int = 3,
+        dropout: float = 0.1,
+        fine_tune: bool = False,
+        fine_tune_lr: float = 1e-4,
+        target: Literal["crystal", "site"] = "crystal",
+        loss: Literal["mae", "mse", "huber"] = "mae",
+        max_epochs: int = 100,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        n_ensemble: int = 1,
+        warm_start: bool = False,
+        random_state: int | RandomState | None = None,
+        device: str = "cpu",
+        verbose: bool = False,
+    ) -> None:
+        self.node_features = node_features
+        self.weights = weights
+        self.layers = layers
+        self.backbone = backbone
+        self.n_channels = n_channels
+        self.n_layers = n_layers
+        self.dropout = dropout
+        self.fine_tune = fine_tune
+        self.fine_tune_lr = fine_tune_lr
+        self.target = target
+        self.loss = loss
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_ensemble = n_ensemble
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Predict.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures.
+        return_std : bool, default=False
+            Return the standard deviation over the members of the ensemble too.
+
+        Returns
+        -------
+        y : ndarray of shape (n_crystals,) or (n_crystals, n_targets), or list of ndarray of shape (n_sites,)
+            In the form of the ``y`` that `fit` got, in its unit.
+        std : like y
+            Only with ``return_std=True``.
+
+        Raises
+        ------
+        ValueError
+            If ``return_std=True`` and there is only one member.
+        """
+        outputs, dataset = self._outputs(X)
+        if return_std and len(outputs) == 1:
+            raise ValueError(
+                "return_std=True needs several members, but n_ensemble was 1; fit with n_ensemble=5, say"
+            )
+        values = outputs * self.y_scale_ + self.y_mean_  # (n_members, n_rows, n_targets)
+        mean = self._in_form(values.mean(axis=0), dataset)
+        return (mean, self._in_form(values.std(axis=0, ddof=1), dataset)) if return_std else mean
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return the coefficient of determination R², over all known sites for ``target="site"``."""
+        predicted = self.predict(X)
+        if not self._per_site:
+            return r2_score(y, predicted, sample_weight=sample_weight)
+        n_sites = [len(values) for values in predicted]
+        actual = _flatten_sites(y, n_sites)
+        known = ~np.isnan(actual)
+        weight = _check_sample_weight(sample_weight, np.empty((len(n_sites), 1)))
+        return r2_score(
+            actual[known],
+            np.concatenate(predicted)[known],
+            sample_weight=np.repeat(weight, n_sites)[known],
+        )
+
+    @property
+    def _per_site(self) -> bool:
+        return self.target == "site"
+
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
+        if self._per_site:
+            values = _flatten_sites(y, dataset.graphs.n_sites)
+        else:
+            values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        shape = values.shape[1:]
+        values = values.reshape(len(values), -1)  # (n_rows, n_targets)
+        known = ~np.isnan(values).any(axis=1)
+        if not known.any():
+            raise ValueError(f"all {len(values)} values of y are NaN; at least one must be known")
+        if not continued:
+            self.y_mean_, scale = values[known].mean(axis=0), values[known].std(axis=0)
+            self.y_scale_ = np.where(scale > 0, scale, 1.0)
+            self.y_shape_ = shape
+        elif shape != self.y_shape_:
+            raise ValueError(
+                f"y has {shape or (1,)} targets, but the fit that warm_start=True continues had "
+                f"{self.y_shape_ or (1,)}; give the same targets or set warm_start=False"
+            )
+        scaled = (values - self.y_mean_) / self.y_scale_
+        dataset.target = np.nan_to_num(scaled).astype(np.float32)
+        dataset.weight = np.where(known, dataset.weight, 0).astype(np.float32)
+        return values.shape[1]
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return _LOSSES[self.loss](output, target, reduction="none").mean(dim=1)
+
+    def _in_form(self, rows: NDArray[np.float64], dataset: Dataset) -> Any:
+        """Give rows, (n_rows, n_targets), the form of the ``y`` that `fit` got."""
+        rows = rows.reshape(len(rows), *self.y_shape_)
+        return np.split(rows, dataset.graphs.site_start[1:-1]) if self._per_site else rows
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = not self._per_site
+        return tags
+
+
+class NEGNNClassifier(ClassifierMixin, NEGNNBase):
+    """Predict classes of crystals with graph networks."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NEGNNBase._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        node_features: str = "ssl+raw",
+        *,
+        weights: str | Path | Pretrained = "default",
+        layers: tuple[Layer, ...] | None = None,
+        backbone: str = "cgcnn",
+        n_channels: int = 64,
+        n_layers: int = 3,
+        dropout: float = 0.1,
+        fine_tune: bool = False,
+        fine_tune_lr: float = 1e-4,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        max_epochs: int = 100,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        n_ensemble: int = 1,
+        warm_start: bool = False,
+        random_state: int | RandomState | None = None,
+        device: str = "cpu",
+        verbose: bool = False,
+    ) -> None:
+        self.node_features = node_features
+        self.weights = weights
+        self.layers = layers
+        self.backbone = backbone
+        self.n_channels = n_channels
+        self.n_layers = n_layers
+        self.dropout = dropout
+        self.fine_tune = fine_tune
+        self.fine_tune_lr = fine_tune_lr
+        self.class_weight = class_weight
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.n_ensemble = n_ensemble
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, the mean over the members of the ensemble.
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures.
+
+        Returns
+        -------
+        ndarray of shape (n_crystals, n_classes)
+            Columns in the order of ``classes_``.
+        """
+        outputs, _ = self._outputs(X)
+        return torch.from_numpy(outputs).softmax(dim=2).mean(dim=0).numpy()
+
+    def predict(self, X: Any) -> NDArray:
+        """Return the most probable class of each crystal, (n_crystals,).
+
+        Parameters
+        ----------
+        X : list, tuple, Series, object array or one-column DataFrame of Structure
+            Ordered structures.
+
+        Returns
+        -------
+        ndarray of shape (n_crystals,)
+        """
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def _stratify(self, y: Any) -> Any:
+        return y
+
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
+        check_classification_targets(y)
+        labels = column_or_1d(y, warn=True)
+        classes, index = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(
+                f"NEGNNClassifier needs at least 2 classes in y, but there is only one: {classes[0]!r}"
+            )
+        if not continued:
+            self.classes_ = classes
+        elif not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"y has the classes {classes.tolist()}, but the fit that warm_start=True continues had "
+                f"{self.classes_.tolist()}; give the same classes or set warm_start=False"
+            )
+        dataset.target = index.astype(np.int64)
+        class_weight = compute_sample_weight(self.class_weight, labels)
+        dataset.weight = (dataset.weight * class_weight).astype(np.float32)
+        return len(classes)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, reduction="none")
+
+
+def _flatten_sites(y: Any, n_sites: Any) -> NDArray[np.float64]:
+    """Return the values of all sites one after another, (n_sites_total,), NaN where unknown."""
+    flat = []
+    for i, (values, n) in enumerate(zip(y, n_sites, strict=True)):
+        array = check_array(
+            values,
+            ensure_2d=False,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            input_name=f"y[{i}]",
+        )
+        if array.shape != (n,):
+            raise ValueError(
+                f"y[{i}] has shape {array.shape}, but X[{i}] has {n} sites; give one value a site, NaN if unknown"
+            )
+        flat.append(array)
+    return np.concatenate(flat)
