@@ -17,7 +17,7 @@ from ssl_matfeat.channels import (
     shell_channels,
 )
 from ssl_matfeat.graph import CrystalBatch
-from ssl_matfeat.pooling import pool
+from ssl_matfeat.pooling import pool, pool_mean
 from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import Encoder, copy_encoder
 
@@ -59,6 +59,13 @@ def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:
         "cell": CELL_CHANNELS,
         "pretext": pretrained.encoder.pretext_names,
     }[layer]
+
+
+def n_crystal_channels(layer: Layer, pretrained: Pretrained) -> int:
+    """Return how many channels of a layer, its last ones, belong to the crystal, so that pooling leaves them."""
+    if layer == "cell":
+        return len(CELL_CHANNELS)
+    return pretrained.encoder.n_crystal_channels if layer == "pretext" else 0
 
 
 class SiteFeatures:
@@ -120,11 +127,19 @@ class CrystalFeatures:
 
     def __call__(self, batch: CrystalBatch) -> Tensor:
         """Return all features, (n_crystals, n_features)."""
-        pooled = iter([pool(x, batch, self.pooling) for x in self.sites.by_layer(batch)])
+        by_layer = dict(zip(self.sites.layers, self.sites.by_layer(batch), strict=True))
         return torch.cat(
             [
-                cell_channels(batch).to(self.sites.dtype) if layer == "cell" else next(pooled)
+                cell_channels(batch).to(self.sites.dtype)
+                if layer == "cell"
+                else self._pool(
+                    by_layer[layer], n_crystal_channels(layer, self.sites.pretrained), batch
+                )
                 for layer in self.layers
             ],
             dim=1,
         )
+
+    def _pool(self, x: Tensor, n_of_crystal: int, batch: CrystalBatch) -> Tensor:
+        of_site, of_crystal = x.split([x.shape[1] - n_of_crystal, n_of_crystal], dim=1)
+        return torch.cat([pool(of_site, batch, self.pooling), pool_mean(of_crystal, batch)], dim=1)

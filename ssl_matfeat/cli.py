@@ -92,6 +92,42 @@ def featurize(
         raise typer.Exit(1)
 
 
+@app.command()
+def pretrain(
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help="A .parquet file with columns numbers, lattice and frac_coords.", exists=True
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    task: Annotated[str, typer.Option(help="context, predictive or contrastive.")] = "context",
+    epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
+    max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train weights on your own structures, without labels.
+
+    A checkpoint beside the output is written after every epoch; the same command goes on from it.
+    The losses are plotted beside the output as well.
+    """
+    from ssl_matfeat.inspection import plot_losses
+    from ssl_matfeat.pretrain import SSLPretrainer
+
+    pretrainer = SSLPretrainer(
+        task, max_epochs=epochs, max_sites=max_sites, random_state=seed, verbose=True
+    )
+    try:
+        pretrainer.fit(corpus, checkpoint=output.with_suffix(".checkpoint"))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    pretrainer.save(output)
+    plot_losses(pretrainer.history_).savefig(output.with_suffix(".png"))
+    for text in pretrainer.errors_.values():
+        typer.echo(text, err=True)
+    typer.echo(f"{output}: {pretrainer.metrics_}")
+
+
 @weights_app.command("list")
 def list_weights() -> None:
     """List the weights by name, with what they were trained on."""

@@ -101,6 +101,7 @@ class ContextEncoder(nn.Module):
         "polymorph volume",
         "polymorph volume softness",
     )
+    n_crystal_channels = 3
 
     def __init__(self, n_channels: int = 64) -> None:
         super().__init__()

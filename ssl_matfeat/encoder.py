@@ -81,7 +81,9 @@ class CGCNNEncoder(nn.Module):
 
     indicators: Tensor
     pretext_names: tuple[str, ...] = ()
-    """What `pretext` would give: nothing, in the paper."""
+    """The pretext channels that `describe` gives: none, in the paper."""
+    n_crystal_channels = 0
+    """How many of these, the last ones, are the same for all sites of a crystal."""
 
     def __init__(self, n_channels: int = 64, n_layers: int = 5) -> None:
         super().__init__()

@@ -34,10 +34,10 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     weights : str, Path or Pretrained, default="default"
         A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int
-        ``"element"`` (22 element properties), ``"shell"`` (14 statistics of the first shell), ``"cell"``
-        (density in g/cm³, volume per atom in Å³, packing fraction), ``"pretext"`` (what the self-supervised
-        heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the bare atom, 1 its
-        first shell and so on.
+        ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (9 channels of the
+        whole crystal: density in g/cm³, volume per atom in Å³, packing fraction and so on), ``"pretext"`` (what the
+        self-supervised heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the
+        bare atom, 1 its first shell and so on.
     pooling : tuple of str, default=("mean", "std", "min", "max")
         Of "mean", "std" (population), "min", "max", "sum". All but "sum" are intensive; "sum" is extensive and
         changes with the cell chosen for a crystal.
@@ -171,10 +171,12 @@ class SSLStructureFeaturizer(SSLFeaturizer):
             self._pretrained(), tuple(self.layers), tuple(self.pooling), DTYPES[self.dtype]
         )
 
-    def _labels(self, layer: Layer, channels: tuple[str, ...]) -> list[str]:
-        if layer == "cell":
-            return list(channels)
-        return [f"{statistic} of {channel}" for channel in channels for statistic in self.pooling]
+    def _labels(self, channels: tuple[str, ...], n_of_crystal: int) -> list[str]:
+        n_of_site = len(channels) - n_of_crystal
+        pooled = [
+            f"{name} of {channel}" for channel in channels[:n_of_site] for name in self.pooling
+        ]
+        return [*pooled, *channels[n_of_site:]]
 
 
 class SSLAtomFeaturizer(SSLFeaturizer):
@@ -330,7 +332,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def _function(self) -> BatchFunction:
         return SiteFeatures(self._pretrained(), tuple(self.layers), DTYPES[self.dtype])
 
-    def _labels(self, layer: Layer, channels: tuple[str, ...]) -> list[str]:
+    def _labels(self, channels: tuple[str, ...], n_of_crystal: int) -> list[str]:
         return list(channels)
 
 
