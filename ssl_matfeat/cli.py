@@ -135,8 +135,10 @@ def list_weights() -> None:
 
     for name in list_weights():
         card = load_card(name)
-        typer.echo(f"{name}: {card['task']}, {card['n_parameters']} parameters, {card['date']}")
-        typer.echo(f"    trained on {card['training_data']}")
+        data, tasks = card["training_data"], " + ".join(card["task"])
+        typer.echo(f"{name}: task {tasks}, {card['n_parameters']} parameters, {card['date']}")
+        typer.echo(f"    trained on {data['n_training']} crystals: {data['corpus']}")
+        typer.echo(f"    without {data['left_out']}")
         typer.echo(f"    {card['licence']}; {card['attribution']}")
 
 

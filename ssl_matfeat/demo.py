@@ -87,15 +87,16 @@ def run_demo(output: Path, *, n_crystals: int | None = None) -> str:
     structures, y = structures[:n_crystals], y[:n_crystals]
     features = _featurize(structures)
     scores, predictions = _cross_validate(features, y)
+    rows = [asdict(score) for score in scores]
     report = {
         "data": f"elastic_2015, {len(y)} crystals",
         "target": "log10 of the bulk modulus K_VRH in GPa",
         "validation": f"KFold({N_FOLDS}, shuffle=True, random_state=0)",
-        "rows": [asdict(score) for score in scores],
+        "rows": rows,
     }
     (output / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
     _plot_parity(y, predictions, scores, output / "demo_parity.png")
-    return markdown_table(report["rows"])
+    return markdown_table(rows)
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -218,7 +219,7 @@ def _plot_parity(
 ) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="compressed")
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
     limits = [y.min(), y.max()]
     for panel, name in zip(axes, (MAGPIE, SSL, BOTH), strict=True):

@@ -13,11 +13,13 @@ ORDER = [
     "elements",
     "graph",
     "channels",
-    "encoder",
     "pooling",
+    "encoder",
+    "context_encoder",
     "_compute",
     "weights",
     "blocks",
+    "_featurizer_base",
     "featurizers",
     "training",
     "pretext",
@@ -27,6 +29,7 @@ ORDER = [
     "network",
     "_negnn_base",
     "negnn",
+    "inspection",
     "datasets",
     "demo",
     "cli",
@@ -35,7 +38,10 @@ ORDER = [
 
 
 def modules_imported_by(source):
-    """Return the modules of the package that the source imports, at any depth of its code."""
+    """Return the modules of the package that the source imports, at any depth of its code.
+
+    ``import ssl_matfeat`` alone, for its version, imports none.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -45,11 +51,7 @@ def modules_imported_by(source):
                 names |= {f"ssl_matfeat.{alias.name}" for alias in node.names}
             else:
                 names.add("." * node.level + (node.module or ""))
-    return {
-        name.split(".")[1] if name.count(".") else "the package itself"
-        for name in names
-        if name.split(".")[0] == "ssl_matfeat"
-    }
+    return {name.split(".")[1] for name in names if name.startswith("ssl_matfeat.")}
 
 
 def module_of(path):
