@@ -95,9 +95,7 @@ class SiteFeatures:
         if "shell" in self.layers:
             channels["shell"] = shell_channels(batch).to(self.dtype)
         if any(layer not in RAW_BLOCKS for layer in self.layers):
-            embeddings, pretext = self._on(batch).describe(
-                batch.to(batch.numbers.device, self.dtype)
-            )
+            embeddings, pretext = self._on(batch).describe(batch)
             channels["pretext"] = pretext
             channels.update(enumerate(embeddings))
         return [channels[layer] for layer in self.layers]

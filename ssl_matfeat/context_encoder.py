@@ -137,9 +137,13 @@ class ContextEncoder(nn.Module):
     implied: Tensor
 
     def forward(self, batch: CrystalBatch) -> Context:
-        """Run once over a batch in the precision of the parameters."""
+        """Run once; a batch in double precision gives shapes without rounding, which misfits would magnify."""
+        dtype = self.properties.dtype
         neighbor, center = batch.edge_index
-        geometry = self.scale_geometry(geometric_channels(batch))  # (n_sites, n_geometric)
+        geometry = self.scale_geometry(
+            geometric_channels(batch).to(dtype)
+        )  # (n_sites, n_geometric)
+        batch = batch.to(batch.numbers.device, dtype)
         atom = self.embed(self.properties[batch.numbers])  # (n_sites, n)
         gaussians = self.expand(batch.distance) * _envelope(batch.distance)[:, None]
 
@@ -196,6 +200,7 @@ class ContextEncoder(nn.Module):
         this crystal differs from what its formula would usually be.
         """
         context = self(batch)
+        batch = batch.to(batch.numbers.device, self.properties.dtype)
         numbers = batch.numbers
         log_p = F.log_softmax(context.element_logits, dim=1)
         p = log_p.exp()

@@ -100,7 +100,11 @@ class CGCNNEncoder(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> list[Tensor]:
         """Return the embeddings of layers 0 to ``n_layers``, each (n_sites, n_channels)."""
-        return self.embed(batch, self.indicators[batch.numbers], self.expand(batch.distance))
+        return self.embed(
+            batch,
+            self.indicators[batch.numbers],
+            self.expand(batch.distance.to(self.indicators.dtype)),
+        )
 
     def embed(self, batch: CrystalBatch, node_input: Tensor, edge_input: Tensor) -> list[Tensor]:
         """Do the same from given inputs, (n_sites, 92) and (n_edges, 41): pretext tasks hide parts of them."""
