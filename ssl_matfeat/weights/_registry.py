@@ -180,7 +180,9 @@ def _load_file(path: Path) -> Pretrained:
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit the encoder that its card names: {error}") from error
+        raise WeightsError(
+            f"{path} does not fit the encoder that its card names: {error}"
+        ) from error
     return Pretrained(encoder.eval(), card, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
