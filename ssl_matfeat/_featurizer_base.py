@@ -17,7 +17,7 @@ from sklearn.utils import Tags
 
 from ssl_matfeat._compute import BatchFunction, compute_rows
 from ssl_matfeat._validation import as_structure_list
-from ssl_matfeat.blocks import Layer, channel_names, check_layers, n_crystal_channels
+from ssl_matfeat.blocks import Layer, check_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -82,13 +82,7 @@ class SSLFeaturizer(BaseFeaturizer):
         """Return the names of the columns, which say layer, channel and statistic."""
         self._check_parameters()
         pretrained = self._pretrained()
-        return [
-            label
-            for layer in self.layers
-            for label in self._labels(
-                channel_names(layer, pretrained), n_crystal_channels(layer, pretrained)
-            )
-        ]
+        return [label for layer in self.layers for label in self._labels(layer, pretrained)]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns as scikit-learn wants them; ``input_features`` is ignored."""
@@ -168,4 +162,4 @@ class SSLFeaturizer(BaseFeaturizer):
     def _function(self) -> BatchFunction: ...
 
     @abstractmethod
-    def _labels(self, channels: tuple[str, ...], n_of_crystal: int) -> list[str]: ...
+    def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ssl_matfeat.weights._registry import Encoder, copy_encoder
 
 RAW_BLOCKS = ("element", "shell", "cell")
 Layer = str | int
+Pooling = tuple[str, ...] | Literal["auto"]
 
 
 def check_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
@@ -61,7 +62,27 @@ def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:
     }[layer]
 
 
-def n_crystal_channels(layer: Layer, pretrained: Pretrained) -> int:
+def feature_names(layer: Layer, pretrained: Pretrained, pooling: Pooling) -> list[str]:
+    """Return the names of the columns that one layer gives a crystal."""
+    channels = channel_names(layer, pretrained)
+    n_of_site = len(channels) - _n_crystal_channels(layer, pretrained)
+    statistics = statistics_of(layer, pooling)
+    pooled = [f"{name} of {channel}" for channel in channels[:n_of_site] for name in statistics]
+    return [*pooled, *channels[n_of_site:]]
+
+
+def statistics_of(layer: Layer, pooling: Pooling) -> tuple[str, ...]:
+    """Return the statistics of a layer.
+
+    ``"auto"`` is mean, std, min and max of raw channels, and the mean of learned ones: extremes and spread of these
+    are many columns that tell a kernel little (benchmarks/LOG.md).
+    """
+    if pooling != "auto":
+        return tuple(pooling)
+    return ("mean", "std", "min", "max") if layer in RAW_BLOCKS else ("mean",)
+
+
+def _n_crystal_channels(layer: Layer, pretrained: Pretrained) -> int:
     """Return how many channels of a layer, its last ones, belong to the crystal, so that pooling leaves them."""
     if layer == "cell":
         return len(CELL_CHANNELS)
@@ -115,29 +136,23 @@ class CrystalFeatures:
         self,
         pretrained: Pretrained,
         layers: tuple[Layer, ...],
-        pooling: tuple[str, ...],
+        pooling: Pooling,
         dtype: torch.dtype,
     ) -> None:
-        self.sites = SiteFeatures(
-            pretrained, tuple(layer for layer in layers if layer != "cell"), dtype
-        )
+        of_sites = tuple(layer for layer in layers if layer != "cell")
+        self.sites = SiteFeatures(pretrained, of_sites, dtype)
         self.layers, self.pooling = layers, pooling
 
     def __call__(self, batch: CrystalBatch) -> Tensor:
         """Return all features, (n_crystals, n_features)."""
         by_layer = dict(zip(self.sites.layers, self.sites.by_layer(batch), strict=True))
-        return torch.cat(
-            [
-                cell_channels(batch).to(self.sites.dtype)
-                if layer == "cell"
-                else self._pool(
-                    by_layer[layer], n_crystal_channels(layer, self.sites.pretrained), batch
-                )
-                for layer in self.layers
-            ],
-            dim=1,
-        )
+        pooled = {layer: self._pool(layer, x, batch) for layer, x in by_layer.items()}
+        if "cell" in self.layers:
+            pooled["cell"] = cell_channels(batch).to(self.sites.dtype)
+        return torch.cat([pooled[layer] for layer in self.layers], dim=1)
 
-    def _pool(self, x: Tensor, n_of_crystal: int, batch: CrystalBatch) -> Tensor:
+    def _pool(self, layer: Layer, x: Tensor, batch: CrystalBatch) -> Tensor:
+        n_of_crystal = _n_crystal_channels(layer, self.sites.pretrained)
         of_site, of_crystal = x.split([x.shape[1] - n_of_crystal, n_of_crystal], dim=1)
-        return torch.cat([pool(of_site, batch, self.pooling), pool_mean(of_crystal, batch)], dim=1)
+        statistics = statistics_of(layer, self.pooling)
+        return torch.cat([pool(of_site, batch, statistics), pool_mean(of_crystal, batch)], dim=1)

@@ -15,7 +15,14 @@ from sklearn.utils._set_output import _get_output_config
 from ssl_matfeat._compute import BatchFunction
 from ssl_matfeat._featurizer_base import DTYPES, SSLFeaturizer
 from ssl_matfeat._validation import as_structure_list
-from ssl_matfeat.blocks import CrystalFeatures, Layer, SiteFeatures
+from ssl_matfeat.blocks import (
+    CrystalFeatures,
+    Layer,
+    Pooling,
+    SiteFeatures,
+    channel_names,
+    feature_names,
+)
 from ssl_matfeat.pooling import STATISTICS
 from ssl_matfeat.weights import Pretrained
 
@@ -38,9 +45,10 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         whole crystal: density in g/cm³, volume per atom in Å³, packing fraction and so on), ``"pretext"`` (what the
         self-supervised heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the
         bare atom, 1 its first shell and so on.
-    pooling : tuple of str, default=("mean", "std", "min", "max")
-        Of "mean", "std" (population), "min", "max", "sum". All but "sum" are intensive; "sum" is extensive and
-        changes with the cell chosen for a crystal.
+    pooling : tuple of str or "auto", default="auto"
+        Of "mean", "std" (population), "min", "max", "sum", for all layers. All but "sum" are intensive; "sum" is
+        extensive and changes with the cell chosen for a crystal. "auto" is mean, std, min and max of "element"
+        and "shell", and the mean of "pretext" and of embeddings. "cell" is not pooled.
     batch_size : int, default=16384
         Largest number of edges in a batch: bounds memory, does not change results.
     device : str, default="cpu"
@@ -80,7 +88,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] = DEFAULT_LAYERS,
         *,
-        pooling: tuple[str, ...] = ("mean", "std", "min", "max"),
+        pooling: Pooling = "auto",
         batch_size: int = 16384,
         device: str = "cpu",
         dtype: Literal["float32", "float64"] = "float32",
@@ -158,25 +166,21 @@ class SSLStructureFeaturizer(SSLFeaturizer):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        bad = isinstance(self.pooling, str) or [
-            name for name in self.pooling if name not in STATISTICS
-        ]
-        if bad or not self.pooling or len(set(self.pooling)) < len(self.pooling):
+        known = isinstance(self.pooling, tuple | list) and set(self.pooling) <= set(STATISTICS)
+        if self.pooling != "auto" and not (
+            known and 0 < len(self.pooling) == len(set(self.pooling))
+        ):
             raise ValueError(
-                f"pooling must be a tuple of different ones of {STATISTICS}, got {self.pooling!r}"
+                f"pooling must be a tuple of different ones of {STATISTICS}, or 'auto', got {self.pooling!r}"
             )
 
     def _function(self) -> BatchFunction:
         return CrystalFeatures(
-            self._pretrained(), tuple(self.layers), tuple(self.pooling), DTYPES[self.dtype]
+            self._pretrained(), tuple(self.layers), self.pooling, DTYPES[self.dtype]
         )
 
-    def _labels(self, channels: tuple[str, ...], n_of_crystal: int) -> list[str]:
-        n_of_site = len(channels) - n_of_crystal
-        pooled = [
-            f"{name} of {channel}" for channel in channels[:n_of_site] for name in self.pooling
-        ]
-        return [*pooled, *channels[n_of_site:]]
+    def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]:
+        return feature_names(layer, pretrained, self.pooling)
 
 
 class SSLAtomFeaturizer(SSLFeaturizer):
@@ -332,8 +336,8 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def _function(self) -> BatchFunction:
         return SiteFeatures(self._pretrained(), tuple(self.layers), DTYPES[self.dtype])
 
-    def _labels(self, channels: tuple[str, ...], n_of_crystal: int) -> list[str]:
-        return list(channels)
+    def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]:
+        return list(channel_names(layer, pretrained))
 
 
 def _as_tuples(entries: Any) -> list[tuple[Any, ...]]:
