@@ -233,6 +233,27 @@ def learning_table(reports: Reports) -> str:
     return csv_table(["task", "features", *(f"{n} labels" for n in learning_curves.LABELS)], rows)
 
 
+def plot_learning(reports: Reports, path: Path) -> None:
+    """Draw the learning curves, one panel a task."""
+    from matplotlib.figure import Figure
+
+    counts = learning_curves.LABELS
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(learning_curves.TASKS))
+    for panel, task in zip(panels, learning_curves.TASKS, strict=True):
+        panel.set(title=task, xlabel="training labels")
+        for name in learning_curves.ROWS:
+            curve = [fold_maes(reports.get((task, name)), CHOSEN, labels=n) for n in counts]
+            finished = [maes for maes in curve if maes is not None]
+            if len(finished) == len(counts):
+                means, spreads = np.mean(finished, axis=1), np.std(finished, axis=1)
+                panel.errorbar(counts, means, yerr=spreads, marker="o", capsize=3, label=name)
+                panel.set(xscale="log", yscale="log")
+                panel.legend()
+    panels[0].set_ylabel("mean absolute error")
+    figure.savefig(path, metadata={"Date": None})
+
+
 def speed_table(folder: Path) -> str:
     """Return the tables of benchmarks/speed/table.py."""
     path = folder / "speed.json"
@@ -299,8 +320,9 @@ def main(
     page: Annotated[Path, typer.Option(help="File with the markers, changed in place.")] = PAGE,
     results: Annotated[Path, typer.Option(help="Folder of the JSON.")] = BENCHMARKS / "results",
 ) -> None:
-    """Render all tables."""
+    """Render all tables, and the plot of the learning curves."""
     page.write_text(render(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    plot_learning(load_reports(results / RESULTS.name), page.with_name("learning_curves.svg"))
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _write_cells(path: Path, data: Data, name: str, features: Features, cells: l
         "weights": features.weights,
         "key": features.key,
         "checksum": features.checksum,
-        "versions": _versions(),
+        "versions": versions(),
     }
     # One line a cell, so that a diff shows which were added.
     lines = ",\n".join(f"  {json.dumps(asdict(cell))}" for cell in cells)
@@ -193,7 +193,8 @@ def _write_cells(path: Path, data: Data, name: str, features: Features, cells: l
     part.rename(path)  # an interrupted run leaves no half file
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

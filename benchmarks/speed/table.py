@@ -99,12 +99,10 @@ def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
 def shares(X: Sequence[Structure]) -> dict[str, Any]:
     """Return where the time of the default features goes, in one process."""
     pretrained = load_weights("default")
-    sites_of = SiteFeatures(
-        pretrained, tuple(layer for layer in DEFAULT_LAYERS if layer != "cell"), torch.float32
-    )
-    crystals_of = CrystalFeatures(
-        pretrained, DEFAULT_LAYERS, ("mean", "std", "min", "max"), torch.float32
-    )
+    layers, pooling = DEFAULT_LAYERS, SSLStructureFeaturizer().pooling
+    of_sites = tuple(layer for layer in layers if layer != "cell")
+    sites_of = SiteFeatures(pretrained, of_sites, torch.float32)
+    crystals_of = CrystalFeatures(pretrained, layers, pooling, torch.float32)
     encoder = pretrained.encoder
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
