@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,17 +79,23 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
     )
+    identity = _identity(options, model)
     highest_lr = [group["lr"] for group in optimizer.param_groups]
     average = copy.deepcopy(model) if options.ema_decay is not None else None
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["options"] != identity:
+            raise ValueError(
+                f"{checkpoint} was written by another training ({state['options']}, and now {identity}); "
+                "train with the same parameters or remove the file"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-        best, history = state.get("best"), state["history"]
+        best, history = state["best"], state["history"]
 
     progress = tqdm(
         total=options.max_epochs * n_batches,
@@ -141,7 +148,17 @@ def train(
             best = copy.deepcopy(kept)
         progress.set_postfix(total=sum((scores or record.means()).values()))
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, average, best, history)
+            _save(
+                checkpoint,
+                {
+                    "options": identity,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.state_dict() if average is not None else None,
+                    "best": best,
+                    "history": history,
+                },
+            )
     progress.close()
     model.load_state_dict(best or (average or model).state_dict())
     model.eval()
@@ -195,6 +212,14 @@ def _seed(random_state: int, epoch: int) -> int:
     return 1_000_003 * random_state + epoch + 1
 
 
+def _identity(options: TrainingOptions, model: nn.Module) -> dict[str, Any]:
+    """Return what must be the same for a training to go on from a checkpoint."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
+    chosen = {name: value for name, value in asdict(options).items() if name != "verbose"}
+    return {**chosen, "model": digest}
+
+
 def _schedule(options: TrainingOptions, done: float) -> float:
     if options.schedule == "constant":
         return 1.0
@@ -212,22 +237,8 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         kept.copy_(current)
 
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    best: dict[str, Any] | None,
-    history: list[dict[str, Any]],
-) -> None:
+def _save(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "best": best,
-        "history": history,
-    }
     unfinished = path.with_suffix(".part")
     torch.save(state, unfinished)
     unfinished.replace(path)
