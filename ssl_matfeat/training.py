@@ -79,7 +79,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
     )
-    identity = _identity(options, model)
+    identity = _identity(options, model, n_batches)
     highest_lr = [group["lr"] for group in optimizer.param_groups]
     average = copy.deepcopy(model) if options.ema_decay is not None else None
     best: dict[str, Any] | None = None
@@ -212,12 +212,12 @@ def _seed(random_state: int, epoch: int) -> int:
     return 1_000_003 * random_state + epoch + 1
 
 
-def _identity(options: TrainingOptions, model: nn.Module) -> dict[str, Any]:
+def _identity(options: TrainingOptions, model: nn.Module, n_batches: int) -> dict[str, Any]:
     """Return what must be the same for a training to go on from a checkpoint."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
     chosen = {name: value for name, value in asdict(options).items() if name != "verbose"}
-    return {**chosen, "model": digest}
+    return {**chosen, "n_batches": n_batches, "model": digest}
 
 
 def _schedule(options: TrainingOptions, done: float) -> float:
