@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ MIN_DISTANCE = 0.3
 """Two atoms closer than this, in Å, are taken for a mistake in the structure."""
 MIN_VOLUME_PER_SITE = 0.1
 """A cell with less volume a site than this, in Å³, is taken for flat."""
+MAX_VOLUME_PER_SITE = 1e6
+"""A cell with more, in Å³, is taken for a mistake too: memory and time of the neighbour search grow with the volume."""
 
 
 class StructureError(ValueError):
@@ -29,14 +32,14 @@ class Crystal(NamedTuple):
     lattice: np.ndarray
     """Row vectors of the cell in Å, (3, 3) float64."""
     frac_coords: np.ndarray
-    """Fractional coordinates, (n_sites, 3) float64."""
+    """Fractional coordinates, (n_sites, 3) float64; `as_crystal` wraps them into the cell."""
     pbc: tuple[bool, bool, bool] = (True, True, True)
     """Which of the three directions repeat."""
 
     def describe(self, name: str) -> str:
         """Return ``name`` with the reduced formula, as messages call it."""
         counts = Counter(Element.from_Z(int(z)).symbol for z in self.numbers)
-        return f"{name} ({Composition(counts).reduced_formula})"
+        return f"{name} ({_reduced(Composition(counts))})"
 
 
 def as_structure_list(X: Any) -> list[Any]:
@@ -123,7 +126,9 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
         structure.lattice.pbc,
     )
     check_crystal(crystal, name)
-    return crystal
+    # Into the cell: lattice translations of far images would not fit the integers that hold them.
+    wrapped = crystal.frac_coords - np.floor(crystal.frac_coords) * crystal.pbc
+    return crystal._replace(frac_coords=wrapped)
 
 
 def check_crystal(crystal: Crystal, name: str) -> None:
@@ -146,6 +151,11 @@ def _geometry_problem(crystal: Crystal) -> str | None:
         return (
             f"the cell has a volume of {volume:.3g} Å³ a site, less than {MIN_VOLUME_PER_SITE} Å³; "
             "check the lattice vectors (are two of them parallel?) and their unit (Å)"
+        )
+    if volume > MAX_VOLUME_PER_SITE:
+        return (
+            f"the cell has a volume of {volume:.3g} Å³ a site, more than {MAX_VOLUME_PER_SITE:g} Å³; "
+            "shrink the empty space, or check the unit of the lattice (Å)"
         )
     return None
 
@@ -188,4 +198,10 @@ def _species_problem(site: Any) -> str | None:
 
 def _formula(structure: Any) -> str:
     composition = getattr(structure, "composition", None)
-    return composition.reduced_formula if composition is not None else ""
+    return _reduced(composition) if composition is not None else ""
+
+
+def _reduced(composition: Composition) -> str:
+    with warnings.catch_warnings():  # pymatgen warns that noble gases have no electronegativity
+        warnings.simplefilter("ignore")
+        return composition.reduced_formula
