@@ -1,7 +1,7 @@
 """Supervised graph networks: states of sites and the graph → new states of sites.
 
-Every backbone maps (n_sites, n_channels) to (n_sites, n_channels), and sees distances in Å; ``"painn"`` sees directions
-too. None of them depends on orientation, origin, cell or order of the atoms.
+Every backbone maps (n_sites, n_channels) to (n_sites, n_channels) and sees distances in Å; PaiNN sees directions too.
+None of them depends on orientation, origin, cell or order of the atoms.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ssl_matfeat.encoder import FactoredCGConv, GaussianExpansion
 from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pooling import pool_mean
 
 _CUTOFF = 8.0
 _STEP = 0.2
@@ -187,11 +188,45 @@ class SchNet(_PyGLayers):
         return layer(x, batch.edge_index, batch.distance, self.expand(batch.distance))
 
 
+class MEGNet(nn.Module):
+    """Bonds, sites and the crystal update each other in turn (Chen et al., Chem. Mater. 31, 3564, 2019)."""
+
+    def __init__(self, n_channels: int, n_layers: int) -> None:
+        super().__init__()
+        self.expand = GaussianExpansion(_CUTOFF, _STEP)
+        self.embed_edge = nn.Linear(_N_GAUSSIANS, n_channels)
+        self.edges = nn.ModuleList(_update(4 * n_channels, n_channels) for _ in range(n_layers))
+        self.sites = nn.ModuleList(_update(3 * n_channels, n_channels) for _ in range(n_layers))
+        self.crystals = nn.ModuleList(_update(3 * n_channels, n_channels) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return the states after all layers, (n_sites, n_channels)."""
+        neighbor, center = batch.edge_index
+        n_bonds = torch.bincount(center, minlength=len(x))[:, None]  # (n_sites, 1), at least 1
+        bond = self.embed_edge(self.expand(batch.distance))  # (n_edges, n_channels)
+        crystal = pool_mean(x, batch)  # (n_crystals, n_channels)
+        for edges, sites, crystals in zip(self.edges, self.sites, self.crystals, strict=True):
+            whole = crystal.index_select(0, batch.batch)  # (n_sites, n_channels)
+            bond = bond + edges(torch.cat([x[center], x[neighbor], bond, whole[center]], 1))
+            around = torch.zeros_like(x).index_add(0, center, bond) / n_bonds
+            x = x + sites(torch.cat([x, around, whole], 1))
+            pooled = pool_mean(x, batch), pool_mean(around, batch)
+            crystal = crystal + crystals(torch.cat([crystal, *pooled], 1))
+        return x + crystal.index_select(0, batch.batch)
+
+
+def _update(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(n_in), nn.Linear(n_in, n_out), nn.SiLU(), nn.Linear(n_out, n_out)
+    )
+
+
 BACKBONES: dict[str, type[nn.Module]] = {
     "cgcnn": CGCNN,
     "painn": PaiNN,
     "gcn": GCN,
     "gatv2": GATv2,
     "schnet": SchNet,
+    "megnet": MEGNet,
 }
 """The backbones by name; each is called with ``n_channels`` and ``n_layers``."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_array
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,6 +163,25 @@ class Dataset:
                 yield self.batch(crystals, device)
 
         return epoch
+
+
+def flatten_sites(y: Any, n_sites: Any) -> NDArray[np.float64]:
+    """Return the values of all sites one after another, (n_sites_total,), NaN where unknown."""
+    flat = []
+    for i, (values, n) in enumerate(zip(y, n_sites, strict=True)):
+        array = check_array(
+            values,
+            ensure_2d=False,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            input_name=f"y[{i}]",
+        )
+        if array.shape != (n,):
+            raise ValueError(
+                f"y[{i}] has shape {array.shape}, but X[{i}] has {n} sites; give one value a site, NaN if unknown"
+            )
+        flat.append(array)
+    return np.concatenate(flat)
 
 
 def _parse(node_features: str) -> tuple[str, ...]:

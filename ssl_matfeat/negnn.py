@@ -21,14 +21,92 @@ from torch.nn import functional as F
 
 from ssl_matfeat._negnn_base import NEGNNBase
 from ssl_matfeat.blocks import Layer
-from ssl_matfeat.examples import Dataset
+from ssl_matfeat.examples import Dataset, flatten_sites
 from ssl_matfeat.weights import Pretrained
 
 _LOSSES: dict[str, Any] = {"mae": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 
 
 class NEGNNRegressor(RegressorMixin, NEGNNBase):
-    """Predict numbers of crystals, or of their sites, with graph networks."""
+    """Predict numbers of crystals, or of their sites, with graph networks.
+
+    Every site starts from self-supervised embeddings, raw channels or plain elements; a graph network (the backbone)
+    passes messages between neighbours; their mean over the sites, beside the pooled inputs themselves, gives the
+    prediction (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024).
+
+    Parameters
+    ----------
+    node_features : str, default="ssl+raw"
+        What a site starts from: ``"ssl"`` (channels of the pretrained encoder), ``"raw"`` (element properties and
+        statistics of the shell, and for the crystal its cell channels), ``"element"`` (CGCNN's 92 indicators),
+        ``"onehot"`` (the atomic number), or a sum of these.
+    weights : str, Path or Pretrained, default="default"
+        Of the encoder: a name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
+    layers : tuple of str and int, or None
+        Of ``"ssl"``: ``"pretext"`` and integers as in `SSLAtomFeaturizer`; None is all that the weights have.
+    backbone : {"cgcnn", "painn", "schnet", "megnet", "gatv2", "gcn"}
+        The graph network, see `ssl_matfeat.backbones`.
+    n_channels : int
+        Width of the network.
+    n_layers : int
+        Message-passing layers; 0 leaves only the pooled inputs.
+    dropout : float
+        Of the inputs and in the head; it harmed every regression that it was tried on.
+    fine_tune : bool, default=False
+        Train a copy of the pretrained encoder along with the network, instead of keeping its channels fixed.
+    fine_tune_lr : float, default=1e-4
+        Learning rate of that copy.
+    target : {"crystal", "site"}, default="crystal"
+        ``y`` has a number (or several) a crystal, or is a list of arrays with a number a site, NaN where unknown.
+    loss : {"mae", "mse", "huber"}, default="mae"
+        On targets scaled to mean 0 and standard deviation 1.
+    max_epochs : int
+        Passes over the crystals.
+    batch_size : int
+        Largest number of edges in a batch; a crystal has about 15 edges a site.
+    lr : float
+        Learning rate of AdamW, annealed to zero along a cosine.
+    weight_decay : float
+        Of AdamW.
+    early_stopping : bool, default=False
+        Set ``validation_fraction`` of the crystals aside, stop once the loss on them has not fallen for
+        ``n_iter_no_change`` epochs, and keep the best epoch.
+    validation_fraction : float, default=0.1
+        Of the crystals; each member of an ensemble draws its own.
+    n_iter_no_change : int, default=20
+        Epochs.
+    n_ensemble : int
+        Networks to train from different random numbers; predictions are their mean.
+    warm_start : bool, default=False
+        Go on from the networks of the previous fit, whose scaling of inputs and targets is kept.
+    random_state : int, RandomState or None, default=None
+        An int makes fits on one machine's CPU equal bit by bit.
+    device : str, default="cpu"
+        Of torch.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    y_mean_, y_scale_ : ndarray of shape (n_targets,)
+        What the targets were scaled with.
+    networks_ : list of NodeEmbeddingNetwork
+        The members.
+    history_ : list of dict
+        Keys ``member``, ``epoch``, ``train_loss`` and, with early stopping, ``validation_loss``.
+    loss_curve_ : list of float
+        Training loss of each epoch of the first member.
+    n_iter_ : int
+        Its number of epochs.
+
+    Examples
+    --------
+    >>> from ssl_matfeat import NEGNNRegressor, load_elastic
+    >>> X, y = load_elastic(return_X_y=True)
+    >>> model = NEGNNRegressor(n_channels=16, max_epochs=5, random_state=0).fit(X[:40], y[:40])
+    >>> model.predict(X[40:43]).shape
+    (3,)
+    """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NEGNNBase._parameter_constraints,
@@ -45,7 +123,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         backbone: str = "cgcnn",
         n_channels: int = 64,
         n_layers: int = 3,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         fine_tune: bool = False,
         fine_tune_lr: float = 1e-4,
         target: Literal["crystal", "site"] = "crystal",
@@ -124,7 +202,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         if not self._per_site:
             return r2_score(y, predicted, sample_weight=sample_weight)
         n_sites = [len(values) for values in predicted]
-        actual = _flatten_sites(y, n_sites)
+        actual = flatten_sites(y, n_sites)
         known = ~np.isnan(actual)
         weight = _check_sample_weight(sample_weight, np.empty((len(n_sites), 1)))
         return r2_score(
@@ -139,7 +217,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
         if self._per_site:
-            values = _flatten_sites(y, dataset.graphs.n_sites)
+            values = flatten_sites(y, dataset.graphs.n_sites)
         else:
             values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         shape = values.shape[1:]
@@ -176,7 +254,40 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
 
 class NEGNNClassifier(ClassifierMixin, NEGNNBase):
-    """Predict classes of crystals with graph networks."""
+    """Predict classes of crystals with graph networks.
+
+    Every site starts from self-supervised embeddings, raw channels or plain elements; a graph network (the backbone)
+    passes messages between neighbours; their mean over the sites, beside the pooled inputs themselves, gives the
+    probabilities. The loss is the cross-entropy.
+
+    Parameters
+    ----------
+    node_features : str, default="ssl+raw"
+        What a site starts from, as in `NEGNNRegressor`.
+    weights, layers, backbone, n_channels, n_layers, dropout, fine_tune, fine_tune_lr
+        Of the network, as there.
+    class_weight : dict, "balanced" or None, default=None
+        What the losses of each class are multiplied by; "balanced" makes all classes weigh the same.
+    max_epochs, batch_size, lr, weight_decay, early_stopping, validation_fraction, n_iter_no_change
+        Of the training, as there; the part set aside for early stopping holds the classes in proportion.
+    n_ensemble, warm_start, random_state, device, verbose
+        As there.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    networks_, history_, loss_curve_, n_iter_
+        As in `NEGNNRegressor`.
+
+    Examples
+    --------
+    >>> from ssl_matfeat import NEGNNClassifier, load_elastic
+    >>> X, y = load_elastic(return_X_y=True)
+    >>> model = NEGNNClassifier(n_channels=16, max_epochs=5, random_state=0).fit(X[:40], y[:40] > 2)
+    >>> model.predict_proba(X[40:43]).shape
+    (3, 2)
+    """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NEGNNBase._parameter_constraints,
@@ -192,7 +303,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         backbone: str = "cgcnn",
         n_channels: int = 64,
         n_layers: int = 3,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         fine_tune: bool = False,
         fine_tune_lr: float = 1e-4,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
@@ -288,22 +399,3 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="none")
-
-
-def _flatten_sites(y: Any, n_sites: Any) -> NDArray[np.float64]:
-    """Return the values of all sites one after another, (n_sites_total,), NaN where unknown."""
-    flat = []
-    for i, (values, n) in enumerate(zip(y, n_sites, strict=True)):
-        array = check_array(
-            values,
-            ensure_2d=False,
-            dtype=np.float64,
-            ensure_all_finite="allow-nan",
-            input_name=f"y[{i}]",
-        )
-        if array.shape != (n,):
-            raise ValueError(
-                f"y[{i}] has shape {array.shape}, but X[{i}] has {n} sites; give one value a site, NaN if unknown"
-            )
-        flat.append(array)
-    return np.concatenate(flat)

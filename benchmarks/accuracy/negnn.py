@@ -1,0 +1,148 @@
+r"""NEGNN on Matbench's folds, and what its node inputs are worth; finished cells are skipped.
+
+    python benchmarks/accuracy/negnn.py --task phonons --variant default
+    python benchmarks/accuracy/negnn.py --task phonons --variant ssl --variant element --variant onehot \
+        --labels 100 --labels 300 --labels 1000 --seed 0 --seed 1 --seed 2 --folds 0
+
+Variants differ in what `VARIANTS` says and in nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from _published import PUBLISHED
+from _runner import DataOption, LimitOption, versions
+from _tasks import DATA_HOME, Data, load_task
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from tqdm import tqdm
+
+from ssl_matfeat.negnn import NEGNNRegressor
+
+RESULTS = Path(__file__).parents[1] / "results" / "negnn"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "ensemble": {"n_ensemble": 5},
+    "ssl": {"node_features": "ssl"},
+    "element": {"node_features": "element"},
+    "onehot": {"node_features": "onehot"},
+    "raw": {"node_features": "raw"},
+}
+"""Parameters that a variant changes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The scores of one variant on one test fold."""
+
+    variant: str
+    fold: str
+    seed: int
+    labels: int | None
+    """How many training labels were used, if not all."""
+    n_train: int
+    n_test: int
+    mae: float
+    rmse: float
+    r2: float
+    parameters: dict[str, Any]
+    """All of the estimator's."""
+    seconds: float
+    threads: int
+
+    @property
+    def key(self) -> tuple[str, str, int, int | None]:
+        """Return what tells this cell from the others of its file."""
+        return self.variant, self.fold, self.seed, self.labels
+
+
+def main(
+    task: Annotated[list[str], typer.Option("--task")] = ["jdft2d", "phonons"],  # noqa: B006
+    variant: Annotated[list[str], typer.Option("--variant")] = ["default"],  # noqa: B006
+    folds: Annotated[list[str], typer.Option("--folds")] = list("01234"),  # noqa: B006
+    seed: Annotated[list[int], typer.Option("--seed")] = [0],  # noqa: B006
+    labels: Annotated[list[int] | None, typer.Option("--labels")] = None,
+    limit: LimitOption = None,
+    data: DataOption = DATA_HOME,
+    results: Annotated[Path, typer.Option()] = RESULTS,
+) -> None:
+    """Score the cells that are missing, and print the means over folds and seeds."""
+    for name in task:
+        loaded = load_task(name, data, limit)
+        counts: list[int | None] = list(labels) if labels else [None]
+        path = results / f"{name}.json"
+        done = _read(path, loaded)
+        wanted = [(v, f, s, n) for n in counts for f in folds for s in seed for v in variant]
+        for key in tqdm([key for key in wanted if key not in done], desc=name, unit="cell"):
+            done[key] = _score(loaded, *key)
+            _write(path, loaded, list(done.values()))
+        for v in variant:
+            for n in counts:
+                maes = [done[v, f, s, n].mae for f in folds for s in seed]
+                typer.echo(
+                    f"{name:22} {v:10} labels {n or 'all':>5}: MAE {np.mean(maes):.4g} ± {np.std(maes):.2g} "
+                    f"{loaded.unit} over {len(maes)} cells"
+                )
+        typer.echo(f"{name:22} published: {PUBLISHED.get(name, {})}")
+
+
+def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Cell:
+    start = time.perf_counter()
+    train, test = data.splits[fold]
+    if labels is not None:
+        train = np.random.default_rng(seed).permutation(train)[:labels]
+    model = NEGNNRegressor(random_state=seed, **VARIANTS[variant])
+    model.fit([data.X[i] for i in train], data.y[train])
+    predicted = model.predict([data.X[i] for i in test])
+    return Cell(
+        variant=variant,
+        fold=fold,
+        seed=seed,
+        labels=labels,
+        n_train=len(train),
+        n_test=len(test),
+        mae=mean_absolute_error(data.y[test], predicted),
+        rmse=root_mean_squared_error(data.y[test], predicted),
+        r2=r2_score(data.y[test], predicted),
+        parameters=model.get_params(),
+        seconds=round(time.perf_counter() - start, 1),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _read(path: Path, data: Data) -> dict[tuple[str, str, int, int | None], Cell]:
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text())
+    if report["key"] != data.key:
+        typer.echo(f"{path.name}: the data changed; scoring anew")
+        return {}
+    cells = [Cell(**cell) for cell in report["cells"]]
+    return {cell.key: cell for cell in cells}
+
+
+def _write(path: Path, data: Data, cells: list[Cell]) -> None:
+    head = {
+        "task": data.task,
+        "unit": data.unit,
+        "rows": data.rows,
+        "key": data.key,
+        "versions": versions(),
+    }
+    # One line a cell, so that a diff shows which were added.
+    lines = ",\n".join(f"  {json.dumps(asdict(cell))}" for cell in cells)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n ]\n}}\n')
+    part.rename(path)  # an interrupted run leaves no half file
+
+
+if __name__ == "__main__":
+    typer.run(main)
