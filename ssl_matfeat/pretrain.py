@@ -238,7 +238,7 @@ def _read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
 
 
 def _read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, dict[int, str]]:
-    frame = pq.read_table(path).to_pandas()
+    frame = pq.read_table(path).to_pandas(ignore_metadata=True)  # rows counted from 0
     has_split = "split" in frame
     if has_split:
         frame = frame[frame["split"].isin(["pretrain", "validation"])]
@@ -267,7 +267,13 @@ def _shuffled(graphs: CrystalGraphs, chosen: NDArray[np.int64], max_edges: int) 
         order = chosen
         if generator is not None:
             order = chosen[torch.randperm(len(chosen), generator=generator).numpy()]
+        waiting = order[:0]
         for crystals in graphs.batches(max_edges, order):
-            yield graphs.batch(crystals).to("cpu", torch.float32)
+            crystals = np.concatenate([waiting, crystals])
+            waiting = order[:0]
+            if generator is not None and graphs.n_sites[crystals].sum() == 1:
+                waiting = crystals  # batch normalisation needs two sites
+            else:
+                yield graphs.batch(crystals).to("cpu", torch.float32)
 
     return batches
