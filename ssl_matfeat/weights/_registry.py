@@ -55,6 +55,11 @@ class Pretrained:
         if "encoder" in state:
             self.__dict__.update(state)
             return
+        if state["name"] not in list_weights():
+            raise WeightsError(
+                f"this object was saved with the weights {state['name']!r}, which the installed ssl_matfeat does not "
+                f"have (it has {', '.join(list_weights())}); install the version that saved it, or fit again"
+            )
         found = load_weights(state["name"])
         if found.sha256 != state["sha256"]:
             raise WeightsError(
@@ -170,18 +175,19 @@ def _load_file(path: Path) -> Pretrained:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["card"])
         tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        card_format = card.get("format")
+    except (OSError, SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is no weights file of ssl_matfeat: {error!r}") from error
-    if card.get("format") != FORMAT:
+    if card_format != FORMAT:
         raise WeightsError(
-            f"{path} has format {card.get('format')}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
+            f"{path} has format {card_format}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
         )
-    encoder = build_encoder(card["config"])
     try:
+        encoder = build_encoder(card["config"])
         encoder.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(
-            f"{path} does not fit the encoder that its card names: {error}"
+            f"{path} does not fit the encoder that its card names: {error!r}"
         ) from error
     return Pretrained(encoder.eval(), card, hashlib.sha256(path.read_bytes()).hexdigest())
 
