@@ -6,24 +6,17 @@ None of them depends on orientation, origin, cell or order of the atoms.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_matfeat.encoder import FactoredCGConv, GaussianExpansion
+from ssl_matfeat.encoder import FactoredCGConv, GaussianExpansion, envelope
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pooling import pool_mean
 
 _CUTOFF = 8.0
 _STEP = 0.2
 _N_GAUSSIANS = round(_CUTOFF / _STEP) + 1
-
-
-def envelope(distance: Tensor) -> Tensor:
-    """Return a factor of each edge that falls smoothly from 1 to 0 at 8 Å, (n_edges,)."""
-    return 0.5 * (1 + torch.cos(math.pi * (distance / _CUTOFF).clamp(max=1)))
 
 
 class CGCNN(nn.Module):

@@ -7,7 +7,6 @@ that one pass gives, for every atom, a prediction from its surroundings alone (l
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from ssl_matfeat.channels import GEOMETRIC_CHANNELS, geometric_channels, shell_weights
 from ssl_matfeat.elements import PROPERTIES, property_table
-from ssl_matfeat.encoder import GaussianExpansion
+from ssl_matfeat.encoder import GaussianExpansion, envelope
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pooling import pool_mean
 
@@ -145,7 +144,7 @@ class ContextEncoder(nn.Module):
         )  # (n_sites, n_geometric)
         batch = batch.to(batch.numbers.device, dtype)
         atom = self.embed(self.properties[batch.numbers])  # (n_sites, n)
-        gaussians = self.expand(batch.distance) * _envelope(batch.distance)[:, None]
+        gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
 
         # Done once a site, and gathered after it.
         sender = self.first_message.sender(atom).index_select(0, neighbor)  # (n_edges, 2n)
@@ -270,12 +269,6 @@ def _normal(parameters: Tensor) -> Normal:
     """Split (n, 2k) into means and log widths; widths stay within exp(±4), so that no loss runs away."""
     mean, log_std = parameters.chunk(2, dim=1)
     return Normal(mean, 4 * torch.tanh(log_std / 4))
-
-
-def _envelope(distance: Tensor, cutoff: float = 8.0) -> Tensor:
-    """Fall smoothly from 1 to 0 at the cutoff."""
-    inside = (distance / cutoff).clamp(max=1)
-    return 0.5 * (1 + torch.cos(math.pi * inside))
 
 
 def _reversed(message: Tensor, batch: CrystalBatch) -> Tensor:

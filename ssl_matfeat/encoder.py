@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +26,11 @@ class GaussianExpansion(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Return exp(-((d - center) / width)²) for each center."""
         return torch.exp(-(((distance[:, None] - self.centers) / self.width) ** 2))
+
+
+def envelope(distance: Tensor, cutoff: float = 8.0) -> Tensor:
+    """Return a factor of each edge that falls smoothly from 1 to 0 at the cutoff (Å), (n_edges,)."""
+    return 0.5 * (1 + torch.cos(math.pi * (distance / cutoff).clamp(max=1)))
 
 
 class FactoredCGConv(nn.Module):
