@@ -5,6 +5,18 @@ nor prints, downloads or writes anything.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that type checkers and editors know the names too
+    from ssl_matfeat._validation import StructureError as StructureError
+    from ssl_matfeat.datasets import load_dataset as load_dataset
+    from ssl_matfeat.datasets import load_elastic as load_elastic
+    from ssl_matfeat.featurizers import SSLAtomFeaturizer as SSLAtomFeaturizer
+    from ssl_matfeat.featurizers import SSLStructureFeaturizer as SSLStructureFeaturizer
+    from ssl_matfeat.negnn import NEGNNClassifier as NEGNNClassifier
+    from ssl_matfeat.negnn import NEGNNRegressor as NEGNNRegressor
+    from ssl_matfeat.pretrain import SSLPretrainer as SSLPretrainer
+    from ssl_matfeat.weights import list_weights as list_weights
 
 __version__ = "0.1.0"
 

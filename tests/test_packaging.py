@@ -1,5 +1,6 @@
 """What is installed: quiet and light to import, with its data, and one version everywhere."""
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -49,6 +50,19 @@ def test_help_of_the_command_loads_nothing_heavy(tmp_path):
 def test_every_public_name_is_there():
     for name in ssl_matfeat.__all__:
         assert getattr(ssl_matfeat, name) is not None
+
+
+def test_type_checkers_are_told_every_public_name():
+    source = ast.parse(Path(ssl_matfeat.__file__).read_text(encoding="utf-8"))
+    told = {
+        alias.asname
+        for block in source.body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert told | {"__version__"} == set(ssl_matfeat.__all__)
 
 
 def test_unknown_name_is_an_attribute_error():
