@@ -1,0 +1,153 @@
+"""Structures, weights and checks that several test files share."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Element, Lattice, Structure
+
+from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
+from ssl_matfeat.datasets import load_elastic
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
+from ssl_matfeat.weights import Pretrained, save_weights
+from ssl_matfeat.weights._registry import build_encoder
+
+with warnings.catch_warnings():  # importing PyG warns of torch.jit, which is not ours to change
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import torch_geometric.nn  # noqa: F401
+
+
+def rock_salt(a: float = 5.64) -> Structure:
+    return Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+
+
+def fcc(a: float = 3.615, element: str = "Cu") -> Structure:
+    half = a / 2
+    return Structure([[0, half, half], [half, 0, half], [half, half, 0]], [element], [[0, 0, 0]])
+
+
+def bcc(a: float = 2.87, element: str = "Fe") -> Structure:
+    return Structure(Lattice.cubic(a), [element] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def simple_cubic(a: float = 3.345, element: str = "Po") -> Structure:
+    return Structure(Lattice.cubic(a), [element], [[0, 0, 0]])
+
+
+def hcp(a: float = 3.209, c: float = 5.211, element: str = "Mg") -> Structure:
+    sites = [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]
+    return Structure(Lattice.hexagonal(a, c), [element] * 2, sites)
+
+
+def perovskite(a: float = 3.905) -> Structure:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    return Structure(Lattice.cubic(a), ["Sr", "Ti", "O", "O", "O"], sites)
+
+
+def diamond(a: float = 3.567, element: str = "C") -> Structure:
+    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(a), [element], [[0, 0, 0]])
+
+
+def triclinic() -> Structure:
+    sites = [[0.02, 0.05, 0.01], [0.48, 0.55, 0.46], [0.21, 0.74, 0.31], [0.77, 0.24, 0.71]]
+    return Structure(
+        Lattice.from_parameters(4.3, 5.1, 5.9, 77, 84, 101), ["Ca", "Ti", "O", "F"], sites
+    )
+
+
+def graphene(vacuum: float = 25.0) -> Structure:
+    sites = [[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]]
+    return Structure(Lattice.hexagonal(2.46, vacuum), ["C", "C"], sites)
+
+
+def rattled_salt(size: float = 0.1) -> Structure:
+    """64 sites without symmetry, so that no two neighbours are equally far, and not all are mutual."""
+    salt = rock_salt() * (2, 2, 2)
+    shifts = np.random.default_rng(0).normal(0, size, (len(salt), 3))
+    return Structure(
+        salt.lattice, salt.species, salt.cart_coords + shifts, coords_are_cartesian=True
+    )
+
+
+def shake(structure: Structure, site: int, size: float) -> Structure:
+    """Return a copy with one site moved by ``size`` Å."""
+    moved = structure.copy()
+    moved.translate_sites([site], [0.6 * size, 0.0, 0.8 * size], frac_coords=False)
+    return moved
+
+
+def substitute(structure: Structure, site: int, element: str) -> Structure:
+    """Return a copy with another element on one site."""
+    changed = structure.copy()
+    changed.replace(site, element)
+    return changed
+
+
+SYMBOLS = [Element.from_Z(z).symbol for z in range(1, MAX_ATOMIC_NUMBER + 1)]
+CRYSTALS = {
+    "NaCl": rock_salt(),
+    "SrTiO3": perovskite(),
+    "Mg": hcp(),
+    "triclinic": triclinic(),
+    "Cu": fcc(),
+    "As": simple_cubic(3.0, "As"),
+}
+"""Ties, two sites in a hexagonal cell, no symmetry at all, and one-atom cells."""
+
+
+def batch_of(
+    *structures: Structure,
+    cutoff: float = 8.0,
+    n_neighbors: int | None = 12,
+    dtype: torch.dtype = torch.float64,
+) -> CrystalBatch:
+    """Return the structures as one batch."""
+    graphs = CrystalGraphs.from_structures(structures, cutoff, n_neighbors)
+    return graphs.batch(range(len(structures))).to("cpu", dtype)
+
+
+def untrained(encoder: str, n_channels: int = 16) -> Pretrained:
+    """Return an encoder as it is before training, but for normalisations, which fit some crystals."""
+    config = {"encoder": encoder, "n_channels": n_channels}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_encoder(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 1.0  # remember the last batch only
+    with torch.no_grad():
+        model.train()(batch_of(*CRYSTALS.values(), rattled_salt(), dtype=torch.float32))
+    card = {"name": None, "config": config, "elements_seen": SYMBOLS}
+    return Pretrained(model.eval().requires_grad_(False), card, sha256="")
+
+
+@pytest.fixture(scope="session")
+def elastic():
+    return load_elastic()
+
+
+@pytest.fixture(scope="session")
+def real_crystals(elastic):
+    """60 bundled crystals, spread over the whole set."""
+    return elastic["structure"].iloc[::20].tolist()[:60]
+
+
+@pytest.fixture(scope="session")
+def small_crystals(elastic):
+    """60 bundled crystals of at most six sites, and their log10 bulk moduli."""
+    small = elastic[[len(s) <= 6 for s in elastic["structure"]]].iloc[::5].head(60)
+    return small["structure"].tolist(), np.log10(small["K_VRH"].to_numpy())
+
+
+@pytest.fixture(scope="session")
+def weight_files(tmp_path_factory):
+    """Files of untrained weights, by the name of their encoder."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for encoder in ("cgcnn", "context"):
+        files[encoder] = folder / f"{encoder}.safetensors"
+        save_weights(files[encoder], untrained(encoder))
+    return files

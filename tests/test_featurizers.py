@@ -1,0 +1,210 @@
+"""The matminer side: featurize one or many, data frames, and matminer's own featurizers around ours."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import bcc, fcc, perovskite, rock_salt
+from matminer.featurizers.base import BaseFeaturizer, MultipleFeaturizer
+from matminer.featurizers.conversions import DictToObject
+from matminer.featurizers.structure import DensityFeatures, SiteStatsFingerprint
+from pymatgen.core import Lattice, Structure
+
+from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
+
+ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
+LAYERS = ("element", "shell", 0, 1)
+
+
+@pytest.fixture
+def crystals(weight_files):
+    return SSLStructureFeaturizer(weight_files["cgcnn"], LAYERS)
+
+
+@pytest.fixture
+def sites(weight_files):
+    return SSLAtomFeaturizer(weight_files["cgcnn"], LAYERS)
+
+
+@pytest.fixture
+def frame():
+    structures = [rock_salt(), perovskite(), fcc()]
+    return pd.DataFrame({"structure": structures, "y": [1, 2, 3]}, index=["a", "b", "c"])
+
+
+def assert_close(a, b):
+    np.testing.assert_allclose(np.asarray(a, dtype=float), b, rtol=1e-4, atol=1e-4)
+
+
+def test_one_row_a_crystal_and_one_a_site(crystals, sites):
+    structures = [rock_salt(), fcc(), perovskite()]
+    rows = crystals.fit_transform(structures)
+    assert rows.shape == (3, len(crystals.feature_labels()))
+    assert rows.dtype == np.float32
+    of_sites = sites.fit_transform(structures)
+    assert of_sites.shape == (14, len(sites.feature_labels()))
+    assert sites.site_index_.tolist() == [
+        *([0, i] for i in range(8)),
+        [1, 0],
+        *([2, i] for i in range(5)),
+    ]
+    labels = sites.feature_labels()
+    numbers = of_sites[:, labels.index("Number")].tolist()
+    assert numbers == [site.specie.Z for s in structures for site in s]
+
+
+def test_crystals_are_pooled_sites(weight_files, sites):
+    pooled = SSLStructureFeaturizer(
+        weight_files["cgcnn"], LAYERS, pooling=("mean", "std", "min", "max", "sum")
+    )
+    row = pooled.featurize(perovskite())
+    values = sites.fit_transform([perovskite()]).astype(float)
+    expected = [values.mean(0), values.std(0), values.min(0), values.max(0), values.sum(0)]
+    assert_close(row, np.stack(expected, axis=1).ravel())
+
+
+def test_labels_name_layer_channel_and_statistic(crystals, sites):
+    labels = crystals.feature_labels()
+    assert len(set(labels)) == len(labels)
+    for name in ("mean of Electronegativity", "std of bond length", "mean of NE0[0]"):
+        assert name in labels
+    assert {"Electronegativity", "bond length", "NE1[15]"} <= set(sites.feature_labels())
+
+
+def test_featurize_one(crystals, sites):
+    assert_close(crystals.featurize(perovskite()), crystals.transform([perovskite()])[0])
+    assert isinstance(crystals.featurize(perovskite()), list)
+    assert_close(sites.featurize(perovskite(), 1), sites.transform([perovskite()])[1])
+    with pytest.raises(StructureError, match="disordered"):
+        crystals.featurize(ALLOY)
+
+
+def test_featurize_many(crystals, frame):
+    structures = frame["structure"].tolist()
+    expected = crystals.transform(structures)
+    for entries in (structures, [(s,) for s in structures], frame[["structure"]]):
+        assert_close(crystals.featurize_many(entries, pbar=False), expected)
+    assert crystals.featurize_many([], pbar=False) == []
+
+
+def test_featurize_many_with_errors(crystals):
+    entries = [rock_salt(), ALLOY, fcc()]
+    with pytest.raises(StructureError, match="disordered"):
+        crystals.featurize_many(entries, pbar=False)
+    with pytest.raises(ValueError, match="needs ignore_errors"):
+        crystals.featurize_many(entries, return_errors=True, pbar=False)
+    rows = crystals.featurize_many(entries, ignore_errors=True, pbar=False)
+    assert np.isnan(rows[1]).all()
+    assert_close([rows[0], rows[2]], crystals.transform([rock_salt(), fcc()]))
+    full = crystals.featurize_many(entries, ignore_errors=True, return_errors=True, pbar=False)
+    assert [row[:-1] for row in full[::2]] == rows[::2]
+    assert "X[1] (Fe0.5Co0.5): site 0 is disordered" in full[1][-1]
+    assert np.isnan([full[0][-1], full[2][-1]]).all()
+
+
+def test_featurize_many_sites(sites):
+    salt, metal = rock_salt(), fcc()
+    entries = [(salt, 7), (metal, 0), (salt, 0), (ALLOY, 0)]
+    rows = sites.featurize_many(entries, ignore_errors=True, return_errors=True, pbar=False)
+    expected = sites.transform([salt, metal])
+    assert_close([row[:-1] for row in rows[:3]], expected[[7, 8, 0]])
+    assert np.isnan(rows[3][:-1]).all()
+    assert "disordered" in rows[3][-1]
+
+
+def test_featurize_dataframe(crystals, frame):
+    result = crystals.featurize_dataframe(frame.copy(), "structure", pbar=False)
+    assert list(result.columns) == ["structure", "y", *crystals.feature_labels()]
+    assert list(result.index) == list(frame.index)
+    assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
+
+
+def test_featurize_dataframe_with_errors(crystals, frame):
+    bad = pd.concat([frame, pd.DataFrame({"structure": [ALLOY], "y": [4]}, index=["d"])])
+    result = crystals.featurize_dataframe(
+        bad, "structure", ignore_errors=True, return_errors=True, pbar=False
+    )
+    labels = crystals.feature_labels()
+    assert result.loc["d", labels].isna().all()
+    assert result.loc[["a", "b", "c"], labels].notna().all(axis=None)
+    column = next(name for name in result.columns if "Exceptions" in name)
+    assert "disordered" in result.loc["d", column]
+
+
+def test_inside_multiple_featurizer(crystals, frame):
+    density = DensityFeatures()
+    both = MultipleFeaturizer([density, crystals])
+    both.set_n_jobs(1)
+    result = both.fit_featurize_dataframe(frame.copy(), "structure", pbar=False)
+    assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
+    assert result["density"].tolist() == [density.featurize(s)[0] for s in frame["structure"]]
+    assert set(crystals.citations()) <= set(both.citations())
+
+
+def test_site_statistics_over_our_sites(sites):
+    statistics = SiteStatsFingerprint(sites, stats=("mean", "maximum"))
+    salt = Structure(
+        rock_salt().get_primitive_structure().lattice, ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
+    )
+    found = dict(
+        zip(statistics.feature_labels(), statistics.fit([salt]).featurize(salt), strict=True)
+    )
+    values = sites.transform([salt])
+    for i, label in enumerate(sites.feature_labels()):
+        assert found[f"mean {label}"] == pytest.approx(values[:, i].mean(), rel=1e-4, abs=1e-4)
+        assert found[f"maximum {label}"] == pytest.approx(values[:, i].max(), rel=1e-4, abs=1e-4)
+
+
+def test_after_a_conversion_of_matminer(crystals, frame):
+    stored = pd.DataFrame({"text": [s.as_dict() for s in frame["structure"]]}, index=frame.index)
+    read = DictToObject(target_col_id="structure")
+    read.set_n_jobs(1)
+    read = read.featurize_dataframe(stored, "text", pbar=False)
+    result = crystals.featurize_dataframe(read, "structure", pbar=False)
+    assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
+
+
+def test_credits(crystals, sites):
+    for featurizer in (crystals, sites):
+        assert isinstance(featurizer, BaseFeaturizer)
+        assert all(entry.startswith("@article{") for entry in featurizer.citations())
+        assert any("10.1088/2632-2153/ad612b" in entry for entry in featurizer.citations())
+        assert featurizer.implementors()
+
+
+def test_number_of_jobs_is_one_unless_asked(crystals):
+    assert crystals.n_jobs is None
+    crystals.set_n_jobs(2)
+    assert crystals.get_params()["n_jobs"] == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 100, 10**6])
+def test_batch_size_does_not_matter(crystals, batch_size, real_crystals):
+    expected = crystals.transform(real_crystals[:20])
+    found = crystals.set_params(batch_size=batch_size).transform(real_crystals[:20])
+    assert_close(found, expected)
+
+
+def test_bundled_weights_are_used_by_name(real_crystals):
+    rows = {}
+    for weights in ("default", "paper-predictive"):
+        featurizer = SSLStructureFeaturizer(weights, (0, 1, 2), pooling=("mean",))
+        rows[weights] = featurizer.fit_transform(real_crystals[:5])
+        assert featurizer.pretrained_.name == weights
+    assert not np.allclose(rows["default"], rows["paper-predictive"])
+
+
+def test_double_precision_is_more_exact(weight_files):
+    single, double = (
+        SSLStructureFeaturizer(weight_files["context"], ("pretext", 2), dtype=dtype)
+        for dtype in ("float32", "float64")
+    )
+    a, b = single.fit_transform([perovskite()]), double.fit_transform([perovskite()])
+    assert b.dtype == np.float64
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    assert (a != b.astype(np.float32)).any()
+
+
+def test_default_layers_give_finite_features(elastic):
+    rows = SSLStructureFeaturizer().fit_transform(elastic["structure"][:50])
+    assert np.isfinite(rows).all()
+    assert np.isfinite(SSLAtomFeaturizer().fit_transform([bcc()])).all()

@@ -1,0 +1,255 @@
+"""Features belong to the crystal: not to its orientation, cell, order of sites or companions.
+
+Every check is a function that also has negative controls, for which it must fail.
+"""
+
+import numpy as np
+import pytest
+from conftest import CRYSTALS, rock_salt, shake, substitute
+from pymatgen.core import Lattice, Structure
+
+from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
+from ssl_matfeat._validation import as_crystal
+from ssl_matfeat.channels import CELL_CHANNELS, ELEMENT_CHANNELS, SHELL_CHANNELS, shell_channels
+from ssl_matfeat.graph import CrystalGraphs, Edges, find_edges
+from ssl_matfeat.weights import load_weights
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+WEIGHTS = ("default", "paper-predictive", "cgcnn", "context")
+"""Bundled ones, and encoders before training."""
+INTENSIVE = ("mean", "std", "min", "max")
+FLOOR = 1e-3
+"""Least scale of a column, for features that are zero by symmetry in most crystals."""
+
+
+def rotated(structure, rng):
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))  # of either handedness
+    return Structure(
+        Lattice(structure.lattice.matrix @ turn), structure.species, structure.frac_coords
+    )
+
+
+def translated(structure, rng):
+    return _with_coordinates(structure, structure.frac_coords + rng.uniform(size=3))
+
+
+def permuted(structure, rng):
+    return Structure.from_sites([structure[i] for i in rng.permutation(len(structure))])
+
+
+def supercell(structure, rng):
+    return structure * (1, 2, 3)
+
+
+def niggli(structure, rng):
+    return structure.get_reduced_structure("niggli")
+
+
+def skewed(structure, rng):
+    change = np.array([[1, 2, 0], [0, 1, -1], [1, 2, 1]])
+    assert round(np.linalg.det(change)) == 1
+    return structure.copy().make_supercell(change, to_unit_cell=False)
+
+
+def other_images(structure, rng):
+    return _with_coordinates(
+        structure, structure.frac_coords + rng.integers(-3, 4, size=(len(structure), 3))
+    )
+
+
+def _with_coordinates(structure, frac_coords):
+    return Structure(structure.lattice, structure.species, frac_coords)
+
+
+TRANSFORMATIONS = {
+    f.__name__: f for f in (rotated, translated, permuted, supercell, niggli, skewed, other_images)
+}
+
+
+def all_layers(weights):
+    encoder = load_weights(weights).encoder
+    pretext = ("pretext",) if encoder.pretext_names else ()
+    return ("element", "shell", *pretext, *range(encoder.n_layers + 1))
+
+
+class Features:
+    """Features of one kind, and what a column of them measures in real crystals."""
+
+    def __init__(self, weights, dtype, crystals):
+        options = {"weights": weights, "dtype": dtype}
+        layers = all_layers(weights)
+        self.crystal = SSLStructureFeaturizer(
+            layers=("cell", *layers), pooling=INTENSIVE, **options
+        )
+        self.site = SSLAtomFeaturizer(layers=layers, **options)
+        self.tolerance = TOLERANCE[dtype]
+        self.site_scale = self._scale(self.site.fit_transform(crystals))
+        self.crystal_scale = self._scale(self.crystal.fit_transform(crystals))
+        # A statistic can be no more exact than what it is of, though it be zero in most crystals.
+        channels = [name.split(" of ", 1)[-1] for name in self.crystal.get_feature_names_out()]
+        largest = dict.fromkeys(channels, 0.0)
+        for channel, scale in zip(channels, self.crystal_scale, strict=True):
+            largest[channel] = max(largest[channel], scale)
+        self.crystal_scale = np.array([largest[channel] for channel in channels])
+
+    def _scale(self, rows):
+        assert np.isfinite(rows).all()
+        return np.maximum(np.sqrt(np.mean(rows.astype(float) ** 2, axis=0)), FLOOR)
+
+    def differing(self, one, other):
+        """Return the columns in which two crystals differ, with how much."""
+        rows = self.crystal.transform([one]), self.crystal.transform([other])
+        names = self.crystal.get_feature_names_out()
+        return self.columns(rows[0], rows[1], self.crystal_scale, names)
+
+    def differing_sites(self, one, other, same):
+        """Do the same with sites: ``same[i]`` of ``one`` is site i of ``other``."""
+        rows = self.site.transform([one])[same], self.site.transform([other])
+        return self.columns(*rows, self.site_scale, self.site.get_feature_names_out())
+
+    def columns(self, a, b, scale, names):
+        deviation = np.abs(a.astype(float) - b).max(axis=0) / scale
+        return {n: float(d) for n, d in zip(names, deviation, strict=True) if d > self.tolerance}
+
+
+@pytest.fixture(scope="session")
+def features(real_crystals, weight_files):
+    made = {}
+
+    def make(weights, dtype):
+        if (weights, dtype) not in made:
+            path = weight_files.get(weights, weights)
+            made[weights, dtype] = Features(path, dtype, real_crystals)
+        return made[weights, dtype]
+
+    return make
+
+
+@pytest.fixture(params=TOLERANCE)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=WEIGHTS)
+def kind(request, dtype, features):
+    return features(request.param, dtype)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", CRYSTALS)
+def test_crystal_keeps_its_features(kind, name, transformation, rng):
+    structure = CRYSTALS[name]
+    same = TRANSFORMATIONS[transformation](structure, rng)
+    assert kind.differing(structure, same) == {}
+
+
+@pytest.mark.parametrize("transformation", ["rotated", "supercell", "other_images"])
+def test_real_crystals_keep_their_features(kind, real_crystals, transformation, rng):
+    small = [s for s in real_crystals if len(s) < 12][:10]
+    for structure in small:
+        same = TRANSFORMATIONS[transformation](structure, rng)
+        assert kind.differing(structure, same) == {}, structure.formula
+
+
+def test_companions_in_the_batch_do_not_matter(kind, real_crystals):
+    crystals = [*CRYSTALS.values(), *real_crystals[:20]]
+    together = kind.crystal.transform(crystals)
+    alone = np.concatenate([kind.crystal.transform([s]) for s in crystals])
+    names = kind.crystal.get_feature_names_out()
+    assert kind.columns(together, alone, kind.crystal_scale, names) == {}
+    others = kind.crystal.transform([*crystals[:-1], rock_salt()])
+    assert kind.columns(others, alone, kind.crystal_scale, names) != {}  # negative control
+
+
+@pytest.mark.parametrize("name", CRYSTALS)
+def test_sites_keep_their_features(kind, name, rng):
+    structure = CRYSTALS[name]
+    order = rng.permutation(len(structure))
+    shuffled = Structure.from_sites([structure[i] for i in order])
+    assert kind.differing_sites(structure, shuffled, order) == {}
+    unchanged = np.arange(len(structure))
+    for transformation in (rotated, translated, other_images):
+        assert kind.differing_sites(structure, transformation(structure, rng), unchanged) == {}
+    copies = np.repeat(unchanged, 6)  # as pymatgen orders the sites of a supercell
+    assert kind.differing_sites(structure, supercell(structure, rng), copies) == {}
+
+
+def test_sites_in_the_wrong_order_are_noticed(kind):
+    structure = CRYSTALS["SrTiO3"]
+    assert kind.differing_sites(structure, structure, [1, 0, 2, 3, 4]) != {}
+
+
+@pytest.mark.parametrize("name", ["NaCl", "SrTiO3", "triclinic"])
+def test_small_displacement_is_noticed_in_every_block(kind, name):
+    structure = CRYSTALS[name]
+    blocks = blocks_of(kind.differing(structure, shake(structure, 1, 0.01)))
+    layers = {str(layer) for layer in kind.crystal.layers} - {"element", "0"}
+    assert layers <= blocks | {"cell"}
+    assert not {"element", "0"} & blocks
+    assert {"element", "0"} <= {str(layer) for layer in kind.crystal.layers}
+
+
+@pytest.mark.parametrize("name", ["NaCl", "SrTiO3", "triclinic"])
+def test_other_element_is_noticed_in_every_block(kind, name):
+    structure = CRYSTALS[name]
+    blocks = blocks_of(kind.differing(structure, substitute(structure, 0, "Rb")))
+    assert blocks == {str(layer) for layer in kind.crystal.layers}
+
+
+def blocks_of(columns):
+    """Return the layers that named columns belong to."""
+    raw = {"element": ELEMENT_CHANNELS, "shell": SHELL_CHANNELS, "cell": CELL_CHANNELS}
+    found = set()
+    for column in columns:
+        channel = column.split(" of ", 1)[-1]
+        known = [block for block, names in raw.items() if channel in names]
+        learned = channel[2:].split("[")[0] if channel.startswith("NE") else "pretext"
+        found.add(known[0] if known else learned)
+    return found
+
+
+def test_sum_pooling_changes_with_the_cell(weight_files):
+    options = {"weights": weight_files["cgcnn"], "layers": ("element", 0, 1), "dtype": "float64"}
+    summed = SSLStructureFeaturizer(pooling=("sum",), **options)
+    one, six = summed.fit_transform([rock_salt(), rock_salt() * (1, 2, 3)])
+    np.testing.assert_allclose(six, 6 * one, rtol=1e-9, atol=1e-9)
+    assert not np.allclose(six, one, rtol=1e-5)
+
+
+def exactly(k, structure):
+    """Return the mean shell channels with exactly k neighbours, the first of equal ones."""
+    crystal = as_crystal(structure)
+    edges = find_edges(crystal, n_neighbors=k)
+    n_found = np.bincount(edges.index[1])
+    first = np.cumsum(n_found) - n_found
+    keep = np.concatenate([np.arange(start, start + k) for start in first])
+    cut = Edges(edges.index[:, keep], edges.vector[keep], edges.cell_shift[keep])
+    return shell_channels(CrystalGraphs.from_edges([crystal], [cut]).batch([0])).mean(0).numpy()
+
+
+def whole_shells(k, structure):
+    return (
+        shell_channels(CrystalGraphs.from_structures([structure], 8.0, k).batch([0]))
+        .mean(0)
+        .numpy()
+    )
+
+
+@pytest.mark.parametrize("transformation", ["rotated", "permuted", "skewed"])
+@pytest.mark.parametrize("name", ["NaCl", "SrTiO3"])
+def test_exactly_twelve_neighbors_would_fail_on_ties(name, transformation):
+    structure = CRYSTALS[name]
+    same = [TRANSFORMATIONS[transformation](structure, np.random.default_rng(i)) for i in range(5)]
+    kept, cut = whole_shells(12, structure), exactly(12, structure)
+    assert all(np.abs(whole_shells(12, s) - kept).max() < 1e-9 for s in same)
+    if transformation == "rotated":  # equal distances differ in the last digit, which now decides
+        same += [
+            rotated(permuted(structure, np.random.default_rng(i)), np.random.default_rng(i))
+            for i in range(5)
+        ]
+    assert max(np.abs(exactly(12, s) - cut).max() for s in same) > 1e-3
