@@ -36,10 +36,10 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     Parameters
     ----------
-    node_features : str, default="ssl+raw"
+    node_features : str, default="raw"
         What a site starts from: ``"ssl"`` (channels of the pretrained encoder), ``"raw"`` (element properties and
         statistics of the shell, and for the crystal its cell channels), ``"element"`` (CGCNN's 92 indicators),
-        ``"onehot"`` (the atomic number), or a sum of these.
+        ``"onehot"`` (the atomic number), or a sum of these such as ``"ssl+raw"``.
     weights : str, Path or Pretrained, default="default"
         Of the encoder: a name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int, or None
@@ -116,7 +116,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     def __init__(
         self,
-        node_features: str = "ssl+raw",
+        node_features: str = "raw",
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,
@@ -128,10 +128,10 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         fine_tune_lr: float = 1e-4,
         target: Literal["crystal", "site"] = "crystal",
         loss: Literal["mae", "mse", "huber"] = "mae",
-        max_epochs: int = 100,
+        max_epochs: int = 50,
         batch_size: int = 2048,
         lr: float = 1e-3,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.3,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 20,
@@ -262,7 +262,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     Parameters
     ----------
-    node_features : str, default="ssl+raw"
+    node_features : str, default="raw"
         What a site starts from, as in `NEGNNRegressor`.
     weights, layers, backbone, n_channels, n_layers, dropout, fine_tune, fine_tune_lr
         Of the network, as there.
@@ -296,7 +296,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     def __init__(
         self,
-        node_features: str = "ssl+raw",
+        node_features: str = "raw",
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,
@@ -307,10 +307,10 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         fine_tune: bool = False,
         fine_tune_lr: float = 1e-4,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
-        max_epochs: int = 100,
+        max_epochs: int = 50,
         batch_size: int = 2048,
         lr: float = 1e-3,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.3,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 20,

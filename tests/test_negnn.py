@@ -23,6 +23,7 @@ from ssl_matfeat.training import TrainingOptions, train
 
 WEIGHTS = untrained("context")
 QUICK = {
+    "node_features": "ssl+raw",
     "weights": WEIGHTS,
     "n_channels": 8,
     "n_layers": 1,
@@ -57,10 +58,13 @@ def nearest_distances(X):
 # It learns
 
 
-def test_learns_bulk_moduli(elastic):
+@pytest.mark.parametrize("node_features", ["raw", "ssl"])
+def test_learns_bulk_moduli(node_features, elastic):
     small = elastic[[len(s) <= 8 for s in elastic["structure"]]].sample(200, random_state=0)
     X, y = small["structure"].tolist(), np.log10(small["K_VRH"].to_numpy())
-    model = NEGNNRegressor(n_channels=32, max_epochs=15, random_state=0).fit(X[:150], y[:150])
+    small = {"n_channels": 32, "max_epochs": 15, "batch_size": 512}
+    model = NEGNNRegressor(node_features, **small, random_state=0)
+    model.fit(X[:150], y[:150])
     error = mean_absolute_error(y[150:], model.predict(X[150:]))
     assert error < 0.4 * np.abs(y[150:] - y[:150].mean()).mean()
     assert model.loss_curve_[-1] < 0.5 * model.loss_curve_[0]
@@ -193,27 +197,33 @@ def test_repeats_bit_by_bit_and_leaves_the_global_generator_alone(data, fitted):
 def test_training_resumes_with_dropout_bit_by_bit(patience, tmp_path):
     x = torch.linspace(-1, 1, 32)[:, None]
 
-    def run(max_epochs, checkpoint):
+    def run(checkpoint, interrupted_in=None):
         torch.manual_seed(0)
         model = torch.nn.Sequential(
             torch.nn.Linear(1, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 1)
         )
+        epochs = iter(range(12))
+
+        def batches(generator):
+            if next(epochs) == interrupted_in:
+                raise KeyboardInterrupt
+            return iter(x.split(8))
+
         history = train(
             model,
             lambda batch, generator: {"loss": (model(batch) - batch.square()).abs().mean()},
-            lambda generator: iter(x.split(8)),
+            batches,
             lambda generator: iter([x]),
             n_batches=4,
-            options=TrainingOptions(
-                max_epochs=max_epochs, schedule="constant", patience=patience, lr=0.05
-            ),
+            options=TrainingOptions(max_epochs=12, patience=patience, lr=0.05),
             checkpoint=checkpoint,
         )
         return history, model(x)
 
-    history, predicted = run(12, tmp_path / "whole")
-    run(4, tmp_path / "parts")
-    resumed, after = run(12, tmp_path / "parts")
+    history, predicted = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", interrupted_in=3)
+    resumed, after = run(tmp_path / "parts")
     assert history == resumed
     assert torch.equal(predicted, after)
 

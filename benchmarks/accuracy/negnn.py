@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssl": {"node_features": "ssl"},
     "element": {"node_features": "element"},
     "onehot": {"node_features": "onehot"},
-    "raw": {"node_features": "raw"},
+    "ssl+raw": {"node_features": "ssl+raw"},
 }
 """Parameters that a variant changes."""
 
