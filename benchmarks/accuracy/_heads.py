@@ -59,7 +59,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         kernels: tuple[str, ...] = ("rbf", "laplacian"),
         gammas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0),
         alphas: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        max_search: int = 3000,
+        max_search: int = 1500,
         random_state: int = 0,
     ) -> None:
         self.kernels = kernels
