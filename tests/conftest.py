@@ -22,7 +22,9 @@ CENTERED = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
 
 def rock_salt(a: float = 5.64) -> Structure:  # from_spacegroup takes seconds for this group
-    return Structure(Lattice.cubic(a), ["Na"] * 4 + ["Cl"] * 4, [*CENTERED, *((CENTERED + 0.5) % 1)])
+    return Structure(
+        Lattice.cubic(a), ["Na"] * 4 + ["Cl"] * 4, [*CENTERED, *((CENTERED + 0.5) % 1)]
+    )
 
 
 def fcc(a: float = 3.615, element: str = "Cu") -> Structure:
