@@ -170,13 +170,13 @@ def test_warm_start_goes_on(data):
 
 
 def test_early_stopping_keeps_the_best_epoch(data):
-    X, y = data
+    X, noise = data[0], np.random.default_rng(0).normal(size=len(data[0]))  # nothing to learn
     model = quick(
-        early_stopping=True, validation_fraction=0.25, n_iter_no_change=2, max_epochs=200, lr=0.05
-    ).fit(X, y)
+        early_stopping=True, validation_fraction=0.25, n_iter_no_change=3, max_epochs=200
+    ).fit(X, noise)
     validation = [record["validation_loss"] for record in model.history_]
     assert model.n_iter_ < 200
-    assert model.n_iter_ == int(np.argmin(validation)) + 3
+    assert model.n_iter_ == int(np.argmin(validation)) + 4
 
 
 # It repeats itself
