@@ -128,23 +128,24 @@ def representation_table(reports: Reports, head: str) -> str:
 
 
 def differences_table(reports: Reports, row: str = "default", base: str = "raw") -> str:
-    """Return how much the error of ``row`` is below that of ``base``, paired over the folds."""
+    """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict."""
     rows = []
     for task in representation.TASKS:
         cells = []
         for head in (*representation.HEADS, CHOSEN):
-            pair = [fold_maes(reports.get((task, name)), head) for name in (row, base)]
-            if pair[0] is None or pair[1] is None:
+            ours = fold_maes(reports.get((task, row)), head)
+            theirs = fold_maes(reports.get((task, base)), head)
+            if ours is None or theirs is None:
                 cells.append("")
                 continue
-            unit = reports[task, row]["unit"]
-            change = pair[0] - pair[1]
-            error = change.std(ddof=1) / np.sqrt(len(FOLDS))
-            sign = "+" if change.mean() > 0 else "-"
-            cells.append(
-                f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}, "
-                f"better in {int((change < 0).sum())} of {len(FOLDS)}"
-            )
+            change = ours - theirs
+            error = change.std(ddof=1) / np.sqrt(len(change))
+            verdict = "better" if change.mean() < 0 else "worse"
+            if abs(change.mean()) < 2 * error:
+                verdict = "within the noise"
+            sign, unit = "-" if change.mean() < 0 else "+", TASKS[task].unit
+            size = f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}"
+            cells.append(f"{size}, {verdict}")
         if any(cells):
             rows.append([task, *cells])
     return csv_table(["task", *representation.HEADS, CHOSEN], rows)
