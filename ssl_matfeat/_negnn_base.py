@@ -140,8 +140,18 @@ class NEGNNBase(BaseEstimator):
             structures, inputs, self.batch_size, per_site=self._per_site
         )
         kept = self.networks_ if self.warm_start and hasattr(self, "networks_") else []
+        if kept and len(kept[0].standardize_sites.mean) != dataset.sites.shape[1]:
+            raise ValueError(
+                f"node_features={self.node_features!r} gives {dataset.sites.shape[1]} inputs a site, but the networks "
+                f"that warm_start=True continues have {len(kept[0].standardize_sites.mean)}; keep node_features, "
+                "weights and layers, or set warm_start=False"
+            )
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs = self._fit_target(dataset, y, continued=bool(kept))
+        if not dataset.weight.any():
+            raise ValueError(
+                "sample_weight is 0 for every crystal with a target; at least one must count"
+            )
         dataset.weight /= dataset.weight.mean()
 
         random = check_random_state(self.random_state)

@@ -127,6 +127,8 @@ def test_sample_weight_decides_between_contradictions(data):
     model = quick(loss="mse", max_epochs=40, dropout=0.0).fit(X, y, sample_weight=weight)
     assert abs(model.predict(X).mean() - 0.1) < 0.1
     assert model.fit(X, y, sample_weight=weight[::-1]).predict(X).mean() > 0.8
+    with pytest.raises(ValueError, match="0 for every crystal"):
+        model.fit(X, y, sample_weight=np.zeros(16))
 
 
 def test_several_targets_at_once(data):
@@ -167,6 +169,8 @@ def test_warm_start_goes_on(data):
     assert model.fit(X, y).loss_curve_[0] < 0.8 * first
     with pytest.raises(ValueError, match="warm_start"):
         model.fit(X, np.stack([y, y], axis=1))
+    with pytest.raises(ValueError, match="104 inputs a site"):
+        model.set_params(node_features="onehot").fit(X, y)
 
 
 def test_early_stopping_keeps_the_best_epoch(data):
