@@ -148,10 +148,6 @@ class NEGNNBase(BaseEstimator):
             )
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs = self._fit_target(dataset, y, continued=bool(kept))
-        if not dataset.weight.any():
-            raise ValueError(
-                "sample_weight is 0 for every crystal with a target; at least one must count"
-            )
         dataset.weight /= dataset.weight.mean()
 
         random = check_random_state(self.random_state)
