@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from sklearn.utils import Tags
 
 from ssl_matfeat._compute import BatchFunction, compute_rows
 from ssl_matfeat._validation import as_structure_list
-from ssl_matfeat.blocks import Layer, check_layers
+from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -45,7 +46,7 @@ class SSLFeaturizer(BaseFeaturizer):
     _takes_cell = False
 
     weights: str | Path | Pretrained
-    layers: tuple[Layer, ...]
+    layers: Layers
     batch_size: int
     device: str
     dtype: str
@@ -82,7 +83,7 @@ class SSLFeaturizer(BaseFeaturizer):
         """Return the names of the columns, which say layer, channel and statistic."""
         self._check_parameters()
         pretrained = self._pretrained()
-        return [label for layer in self.layers for label in self._labels(layer, pretrained)]
+        return [label for layer in self._layers() for label in self._labels(layer, pretrained)]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns as scikit-learn wants them; ``input_features`` is ignored."""
@@ -103,13 +104,16 @@ class SSLFeaturizer(BaseFeaturizer):
     def _pretrained(self) -> Pretrained:
         return self.pretrained_ if hasattr(self, "pretrained_") else load_weights(self.weights)
 
+    def _layers(self) -> tuple[Layer, ...]:
+        return resolve_layers(self.layers, self._pretrained(), self._takes_cell)
+
     def _check_parameters(self) -> None:
-        check_layers(self.layers, self._pretrained(), self._takes_cell)
+        self._layers()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         if self.on_error not in ("raise", "nan"):
             raise ValueError(f"on_error must be 'raise' or 'nan', got {self.on_error!r}")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
             raise ValueError(
                 f"batch_size must be an int of at least 1 (edges), got {self.batch_size!r}"
             )
@@ -128,17 +132,19 @@ class SSLFeaturizer(BaseFeaturizer):
             raise_errors=on_error == "raise",
             progress=progress,
         )
+        if not set(self._layers()) <= set(RAW_BLOCKS):
+            self._warn_of_unseen([Element.from_Z(z).symbol for z in elements])
+        return rows, errors
+
+    def _warn_of_unseen(self, symbols: list[str]) -> None:
         seen = self._pretrained().card["elements_seen"]
-        unseen = [
-            Element.from_Z(z).symbol for z in elements if Element.from_Z(z).symbol not in seen
-        ]
+        unseen = [symbol for symbol in symbols if symbol not in seen]
         if unseen:
             warnings.warn(
                 f"the weights never saw {', '.join(unseen)}: features of crystals that hold them are defined, but "
                 "rest on element properties alone",
-                stacklevel=3,
+                stacklevel=5,  # past scikit-learn's wrapper of transform, to who called it
             )
-        return rows, errors
 
     def _rows_for_matminer(
         self,

@@ -132,7 +132,19 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
 
 
 def check_crystal(crystal: Crystal, name: str) -> None:
-    """Raise StructureError if the cell is flat or a coordinate is not finite."""
+    """Raise StructureError if arrays do not fit, the cell is flat or a coordinate is not finite."""
+    unknown = (crystal.numbers < 1) | (crystal.numbers > MAX_ATOMIC_NUMBER)
+    if unknown.any():
+        site = int(np.flatnonzero(unknown)[0])
+        raise StructureError(
+            f"{name}: site {site} has atomic number {crystal.numbers[site]}, not 1 to {MAX_ATOMIC_NUMBER}; "
+            "repair or drop the structure"
+        )
+    if len(crystal.frac_coords) != len(crystal.numbers) or len(crystal.numbers) == 0:
+        raise StructureError(
+            f"{name}: {len(crystal.numbers)} atomic numbers and {len(crystal.frac_coords)} coordinates; "
+            "at least one site is needed, and as many of one as of the other"
+        )
     problem = _geometry_problem(crystal)
     if problem:
         raise StructureError(f"{crystal.describe(name)}: {problem}")

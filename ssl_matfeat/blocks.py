@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -23,31 +24,42 @@ from ssl_matfeat.weights._registry import Encoder, copy_encoder
 
 RAW_BLOCKS = ("element", "shell", "cell")
 Layer = str | int
+Layers = tuple[Layer, ...] | Literal["auto"]
 Pooling = tuple[str, ...] | Literal["auto"]
 
 
-def check_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
-    """Return ``layers`` as a tuple.
+def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
+    """Return ``layers`` as a tuple of names and ints.
+
+    ``"auto"`` is the raw blocks, and ``"pretext"`` where the weights have it, else embeddings 0, 1 and 2.
 
     Raises
     ------
     ValueError
         If it is empty, has duplicates, or names a block that there is not, or not with these weights.
     """
+    raw: list[Layer] = [block for block in RAW_BLOCKS if with_cell or block != "cell"]
+    learned: list[Layer] = list(range(pretrained.encoder.n_layers + 1))
+    has_pretext = bool(pretrained.encoder.pretext_names)
+    if isinstance(layers, str) and layers == "auto":
+        return (*raw, "pretext") if has_pretext else (*raw, *learned[:3])
     if isinstance(layers, str) or not isinstance(layers, Sequence):
-        raise ValueError(f"layers must be a tuple such as ('element', 0, 1), got {layers!r}")
-    known: list[Layer] = [block for block in RAW_BLOCKS if with_cell or block != "cell"]
-    if pretrained.encoder.pretext_names:
-        known.append("pretext")
-    known += list(range(pretrained.encoder.n_layers + 1))
+        raise ValueError(
+            f"layers must be a tuple such as ('element', 0, 1), or 'auto', got {layers!r}"
+        )
+    known = [*raw, *(["pretext"] if has_pretext else []), *learned]
+    chosen: list[Layer] = []
     for layer in layers:
-        if isinstance(layer, bool) or layer not in known:
+        is_index = isinstance(layer, Integral) and not isinstance(layer, bool)
+        plain = int(layer) if is_index else layer
+        if not isinstance(plain, str | int) or isinstance(plain, bool) or plain not in known:
             raise ValueError(
                 f"layers={layers!r}: there is no layer {layer!r} here; choose from {known}"
             )
-    if not layers or len(set(layers)) < len(layers):
+        chosen.append(plain)
+    if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"layers={layers!r} must name at least one layer, and none twice")
-    return tuple(layers)
+    return tuple(chosen)
 
 
 def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:

@@ -163,7 +163,8 @@ class ContextEncoder(nn.Module):
         surroundings = torch.cat([self.norm_second(context), geometry], 1)
         two_shells = one_shell + self.second_update(surroundings)
 
-        # From here on nothing knows a distance: distances, shapes and volumes are what is predicted.
+        # From here on nothing is told how long a bond is, only how the lengths in a shell compare: lengths, shapes
+        # and volumes are what is predicted.
         weight, total = shell_weights(batch)
         around = torch.zeros_like(atom).index_add(
             0, center, weight[:, None] * atom.index_select(0, neighbor)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
-from ssl_matfeat.blocks import Layer, SiteFeatures, channel_names, check_layers
+from ssl_matfeat.blocks import Layer, SiteFeatures, channel_names, resolve_layers
 from ssl_matfeat.channels import cell_channels
 from ssl_matfeat.elements import indicator_table
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
@@ -199,7 +199,7 @@ def _ssl_layers(layers: tuple[Layer, ...] | None, pretrained: Pretrained) -> tup
     learned = [*(["pretext"] if encoder.pretext_names else []), *range(encoder.n_layers + 1)]
     if layers is None:
         return tuple(learned)
-    layers = check_layers(layers, pretrained, with_cell=False)
+    layers = resolve_layers(layers, pretrained, with_cell=False)
     raw = [layer for layer in layers if layer not in learned]
     if raw:
         raise ValueError(

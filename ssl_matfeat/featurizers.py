@@ -18,6 +18,7 @@ from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import (
     CrystalFeatures,
     Layer,
+    Layers,
     Pooling,
     SiteFeatures,
     channel_names,
@@ -25,8 +26,6 @@ from ssl_matfeat.blocks import (
 )
 from ssl_matfeat.pooling import STATISTICS
 from ssl_matfeat.weights import Pretrained
-
-DEFAULT_LAYERS: tuple[Layer, ...] = ("element", "shell", "cell", "pretext")
 
 
 class SSLStructureFeaturizer(SSLFeaturizer):
@@ -40,11 +39,12 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     ----------
     weights : str, Path or Pretrained, default="default"
         A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
-    layers : tuple of str and int
+    layers : tuple of str and int, or "auto", default="auto"
         ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (9 channels of the
         whole crystal: density in g/cm³, volume per atom in Å³, packing fraction and so on), ``"pretext"`` (what the
         self-supervised heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the
-        bare atom, 1 its first shell and so on.
+        bare atom, 1 its first shell and so on. "auto" is the first three, and "pretext" where the weights have it,
+        else 0, 1, 2.
     pooling : tuple of str or "auto", default="auto"
         Of "mean", "std" (population), "min", "max", "sum", for all layers. All but "sum" are intensive; "sum" is
         extensive and changes with the cell chosen for a crystal. "auto" is mean, std, min and max of "element"
@@ -86,7 +86,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     def __init__(
         self,
         weights: str | Path | Pretrained = "default",
-        layers: tuple[Layer, ...] = DEFAULT_LAYERS,
+        layers: Layers = "auto",
         *,
         pooling: Pooling = "auto",
         batch_size: int = 16384,
@@ -175,9 +175,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
             )
 
     def _function(self) -> BatchFunction:
-        return CrystalFeatures(
-            self._pretrained(), tuple(self.layers), self.pooling, DTYPES[self.dtype]
-        )
+        return CrystalFeatures(self._pretrained(), self._layers(), self.pooling, DTYPES[self.dtype])
 
     def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]:
         return feature_names(layer, pretrained, self.pooling)
@@ -230,7 +228,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def __init__(
         self,
         weights: str | Path | Pretrained = "default",
-        layers: tuple[Layer, ...] = (0, 1, 2),
+        layers: Layers = (0, 1, 2),
         *,
         batch_size: int = 16384,
         device: str = "cpu",
@@ -307,18 +305,27 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         list of list
         """
         pairs = _as_tuples(entries)
-        place: dict[int, int] = {}
-        for structure, _ in pairs:
-            place.setdefault(id(structure), len(place))
-        unique = list({id(structure): structure for structure, _ in pairs}.values())
-        rows, found = self._rows_for_matminer(unique, ignore_errors, return_errors, pbar)
-        filled = self._fill(rows, unique)
-        places = [place[id(structure)] for structure, _ in pairs]
-        values = [
-            filled[i][0 if i in found else site].tolist()
-            for i, (_, site) in zip(places, pairs, strict=True)
-        ]
-        errors = {row: found[i] for row, i in enumerate(places) if i in found}
+        unique = {id(structure): structure for structure, _ in pairs}
+        structures = list(unique.values())
+        rows, bad = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
+        sites_of = dict(zip(unique, rows, strict=True))
+        error_of = {id(structures[i]): text for i, text in bad.items()}
+        blank = [float("nan")] * len(self.feature_labels())
+        values, errors = [], {}
+        for entry, (structure, site) in enumerate(pairs):
+            sites = sites_of[id(structure)]
+            if sites is not None and 0 <= site < len(sites):
+                values.append(sites[site].tolist())
+                continue
+            if sites is None:
+                errors[entry] = error_of[id(structure)]
+            else:
+                errors[entry] = (
+                    f"IndexError: entry {entry}: site {site} of {len(sites)}, counted from 0"
+                )
+                if not ignore_errors:
+                    raise IndexError(errors[entry].removeprefix("IndexError: "))
+            values.append(blank)
         return _with_errors(values, errors, return_errors)
 
     def _fill(
@@ -334,7 +341,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         ]
 
     def _function(self) -> BatchFunction:
-        return SiteFeatures(self._pretrained(), tuple(self.layers), DTYPES[self.dtype])
+        return SiteFeatures(self._pretrained(), self._layers(), DTYPES[self.dtype])
 
     def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]:
         return list(channel_names(layer, pretrained))

@@ -138,7 +138,7 @@ class CrystalBatch:
     numbers: Tensor
     """(n_sites,) int64, atomic numbers."""
     edge_index: Tensor
-    """(2, n_edges) int64, row 0 the neighbour, row 1 the centre; sorted by centre."""
+    """(2, n_edges) int64, row 0 the neighbour, row 1 the centre."""
     vector: Tensor
     """(n_edges, 3) Å, from centre to neighbour."""
     distance: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 import ssl_matfeat
@@ -129,6 +130,7 @@ class SSLPretrainer(BaseEstimator):
             If a parameter is off, or no structure is left to train or to validate on.
         """
         weights, encoder_name = self._check_tasks()
+        self._check_numbers()
         graphs, validating, self.errors_ = self._read(X)
         small = graphs.n_sites <= self.max_sites
         training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
@@ -203,6 +205,26 @@ class SSLPretrainer(BaseEstimator):
         tags.no_validation = True
         tags.input_tags.two_d_array = False
         return tags
+
+    def _check_numbers(self) -> None:
+        whole = {
+            "n_channels": 1,
+            "max_epochs": 1,
+            "batch_size": 1,
+            "max_sites": 1,
+            "random_state": 0,
+        }
+        for name, least in whole.items():
+            check_scalar(getattr(self, name), name, Integral, min_val=least)
+        fraction = self.validation_fraction
+        check_scalar(
+            fraction,
+            "validation_fraction",
+            Real,
+            min_val=0,
+            max_val=1,
+            include_boundaries="neither",
+        )
 
     def _check_tasks(self) -> tuple[dict[str, float], str]:
         weights = {self.tasks: 1.0} if isinstance(self.tasks, str) else dict(self.tasks)

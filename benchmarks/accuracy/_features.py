@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element, Structure
 
+from ssl_matfeat.blocks import resolve_layers
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat.graph import CrystalGraphs
@@ -112,10 +113,9 @@ def block(name: str) -> Block:
     if name == "raw":
         return _ssl(SSLStructureFeaturizer(layers=RAW_LAYERS))
     if name == "default":
-        return _ssl(SSLStructureFeaturizer())
+        return _ssl(SSLStructureFeaturizer(layers=_default_layers()))
     if name == "untrained":
-        layers = _learned(SSLStructureFeaturizer().layers)
-        return _ssl(SSLStructureFeaturizer(_untrained("default"), layers))
+        return _ssl(SSLStructureFeaturizer(_untrained("default"), _learned(_default_layers())))
     if name in list_weights():
         return _ssl(SSLStructureFeaturizer(name, (0, 1, 2)))
     if name == "site-crystal-nn":
@@ -142,13 +142,17 @@ def _ssl(featurizer: SSLStructureFeaturizer | SSLAtomFeaturizer) -> Block:
     def compute(X: Inputs) -> NDArray[np.floating]:
         return np.array(featurizer.featurize_many(X, ignore_errors=True))
 
-    learned = bool(_learned(featurizer.layers))
     pretrained = load_weights(featurizer.weights)
+    learned = bool(_learned(resolve_layers(featurizer.layers, pretrained, with_cell=True)))
     weights = {pretrained.card["name"]: pretrained.sha256} if learned else {}
     settings = f"{type(featurizer).__name__} layers={featurizer.layers}"
     if isinstance(featurizer, SSLStructureFeaturizer):
         settings += f" pooling={featurizer.pooling}"
     return Block(compute, settings, weights, cached=False)
+
+
+def _default_layers() -> tuple[str | int, ...]:
+    return resolve_layers("auto", load_weights("default"), with_cell=True)
 
 
 def _learned(layers: tuple[str | int, ...]) -> tuple[str | int, ...]:

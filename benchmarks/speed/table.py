@@ -25,9 +25,9 @@ import typer
 from pymatgen.core import Structure
 from tqdm import tqdm
 
-from ssl_matfeat.blocks import CrystalFeatures, SiteFeatures
+from ssl_matfeat.blocks import CrystalFeatures, SiteFeatures, resolve_layers
 from ssl_matfeat.datasets import load_elastic
-from ssl_matfeat.featurizers import DEFAULT_LAYERS, SSLStructureFeaturizer
+from ssl_matfeat.featurizers import SSLStructureFeaturizer
 from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.weights import load_weights
 
@@ -99,10 +99,10 @@ def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
 def shares(X: Sequence[Structure]) -> dict[str, Any]:
     """Return where the time of the default features goes, in one process."""
     pretrained = load_weights("default")
-    layers, pooling = DEFAULT_LAYERS, SSLStructureFeaturizer().pooling
+    layers = resolve_layers("auto", pretrained, with_cell=True)
     of_sites = tuple(layer for layer in layers if layer != "cell")
     sites_of = SiteFeatures(pretrained, of_sites, torch.float32)
-    crystals_of = CrystalFeatures(pretrained, layers, pooling, torch.float32)
+    crystals_of = CrystalFeatures(pretrained, layers, "auto", torch.float32)
     encoder = pretrained.encoder
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -140,7 +140,7 @@ def load_weights(weights: str | Path | Pretrained) -> Pretrained:
         raise WeightsError(
             f"weights {str(weights)!r} are neither one of {', '.join(list_weights())} nor an existing file"
         )
-    return _load_file(path)
+    return _load_again(path, path.stat().st_mtime_ns)
 
 
 def save_weights(path: str | Path, pretrained: Pretrained) -> None:
@@ -168,6 +168,12 @@ def _load_bundled(name: str) -> Pretrained:
             "reinstall ssl_matfeat"
         )
     return Pretrained(found.encoder, card, found.sha256, name)
+
+
+@lru_cache(maxsize=8)
+def _load_again(path: Path, modified: int) -> Pretrained:
+    """Load a file once for as long as it stays as it is; ``modified`` is there to tell."""
+    return _load_file(path)
 
 
 def _load_file(path: Path) -> Pretrained:
