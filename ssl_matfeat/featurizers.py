@@ -78,7 +78,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     >>> featurizer = SSLStructureFeaturizer(layers=("shell",), pooling=("mean",))
     >>> features = featurizer.set_output(transform="pandas").fit_transform([nacl])
     >>> round(float(features.loc[0, "mean of bond length"]), 2)
-    2.84
+    2.87
     """
 
     _takes_cell = True

@@ -176,11 +176,12 @@ def test_heads_fill_failed_rows_from_the_training_fold():
         assert np.isfinite(make(0).fit(X[:30], y[:30]).predict(X[30:])).all()
 
 
+@pytest.mark.slow  # processes within processes can wait for each other
 def test_speed_table_runs(tmp_path):
     few = ["--n-structures", 4, "--peer", "magpie", "--sites", 1, "--crystals", 4]
     ran = run("speed/table.py", *few, "--results", tmp_path)
     assert ran.returncode == 0, ran.stderr
     tables = json.loads((tmp_path / "speed.json").read_text())["tables"]
     names = [row[0] for row in tables[0]["rows"]]
-    assert names == ["SSL default", "SSL default, n_jobs=2", "SSL raw", "magpie"]
+    assert names == ["SSL default", "SSL raw", "magpie"]
     assert sum(share for _, share in tables[1]["rows"]) == pytest.approx(100)

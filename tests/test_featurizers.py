@@ -9,7 +9,7 @@ from matminer.featurizers.conversions import DictToObject
 from matminer.featurizers.structure import DensityFeatures, SiteStatsFingerprint
 from pymatgen.core import Lattice, Structure
 
-from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
+from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError, list_weights
 
 ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
 LAYERS = ("element", "shell", 0, 1)
@@ -208,3 +208,30 @@ def test_default_layers_give_finite_features(elastic):
     rows = SSLStructureFeaturizer().fit_transform(elastic["structure"][:50])
     assert np.isfinite(rows).all()
     assert np.isfinite(SSLAtomFeaturizer().fit_transform([bcc()])).all()
+
+
+def test_a_site_that_is_not_there_loses_only_its_row(sites):
+    entries = [(fcc(), 0), (rock_salt(), 99), (fcc(), -1)]
+    rows = sites.featurize_many(entries, ignore_errors=True, return_errors=True, pbar=False)
+    assert np.isfinite(rows[0][:-1]).all()
+    assert np.isnan(rows[1][:-1]).all()
+    assert "site 99 of 8" in rows[1][-1]
+    assert "site -1 of 1" in rows[2][-1]
+    with pytest.raises(IndexError, match="site 99 of 8"):
+        sites.featurize_many(entries, pbar=False)
+
+
+@pytest.mark.parametrize("weights", list_weights())
+def test_default_layers_suit_all_bundled_weights(weights):
+    featurizer = SSLStructureFeaturizer(weights)
+    assert np.isfinite(featurizer.fit_transform([rock_salt()])).all()
+    assert len(featurizer.feature_labels()) <= 600
+
+
+def test_layers_may_be_numpy_ints(weight_files):
+    X = [rock_salt()]
+    plain = SSLStructureFeaturizer(weight_files["cgcnn"], (1,)).fit_transform(X)
+    numpy = SSLStructureFeaturizer(weight_files["cgcnn"], (np.int64(1),)).fit_transform(X)
+    np.testing.assert_array_equal(plain, numpy)
+    with pytest.raises(ValueError, match=r"no layer 1\.0"):
+        SSLStructureFeaturizer(weight_files["cgcnn"], (1.0,)).fit(X)

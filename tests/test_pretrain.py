@@ -166,8 +166,8 @@ def test_no_usable_structure_is_an_error(small_crystals):
         ValueError, match=r"none of 2 structures is usable; the first: .*disordered"
     ):
         SSLPretrainer().fit([ALLOY, ALLOY])
-    with pytest.raises(ValueError, match="max_sites=0 and validation_fraction"):
-        SSLPretrainer(max_sites=0).fit(small_crystals[0][:5])
+    with pytest.raises(ValueError, match="max_sites=1 and validation_fraction"):
+        SSLPretrainer(max_sites=1).fit(small_crystals[0][:5])
     with pytest.raises(TypeError, match="X is one Structure"):
         SSLPretrainer().fit(rock_salt())
 
@@ -283,3 +283,26 @@ def test_views_of_a_crystal_differ_and_know_each_other_best(small_crystals):
     assert (similarity.diagonal() < 10 - 1e-4).all()  # damaged differently
     off = similarity[~torch.eye(8, dtype=torch.bool)]
     assert similarity.diagonal().mean() > off.mean()
+
+
+def test_checkpoint_of_another_training_is_refused(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    options = {"tasks": "predictive", "max_epochs": 1, **SMALL}
+    SSLPretrainer(**options).fit(X, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="written by another training"):
+        SSLPretrainer(**{**options, "lr": 1e-4}).fit(X, checkpoint=tmp_path / "checkpoint")
+
+
+def test_impossible_atomic_number_in_a_parquet_is_reported(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    path = parquet(X, tmp_path / "numbers.parquet")
+    frame = pd.read_parquet(path)
+    frame.at[2, "numbers"] = np.zeros(len(X[2]), dtype=int)
+    frame.at[5, "numbers"] = np.array([300] * len(X[5]))
+    frame.at[7, "numbers"] = np.array([1] * (len(X[7]) + 1))
+    frame.to_parquet(path)
+    errors = SSLPretrainer("predictive", max_epochs=1, **SMALL).fit(path).errors_
+    assert list(errors) == [2, 5, 7]
+    assert "atomic number 0" in errors[2]
+    assert "atomic number 300" in errors[5]
+    assert "coordinates" in errors[7]

@@ -88,7 +88,6 @@ def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
     """Return the table of all featurizers on the same crystals."""
     jobs: dict[str, Callable[..., None]] = {
         "SSL default": featurize_ssl,
-        "SSL default, n_jobs=2": partial(featurize_ssl, n_jobs=2),
         "SSL raw": partial(featurize_ssl, layers=("element", "shell", "cell")),
         **{name: partial(featurize_peer, name=name) for name in peers},
     }
