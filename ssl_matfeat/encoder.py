@@ -24,8 +24,9 @@ class GaussianExpansion(nn.Module):
         self.register_buffer("centers", torch.linspace(0, cutoff, n_gaussians), persistent=False)
 
     def forward(self, distance: Tensor) -> Tensor:
-        """Return exp(-((d - center) / width)²) for each center."""
-        return torch.exp(-(((distance[:, None] - self.centers) / self.width) ** 2))
+        """Return exp(-((d - center) / width)²) for each center, in the precision of the distances."""
+        centers = self.centers.to(distance.dtype)
+        return torch.exp(-(((distance[:, None] - centers) / self.width) ** 2))
 
 
 def envelope(distance: Tensor, cutoff: float = 8.0) -> Tensor:
@@ -60,7 +61,9 @@ class FactoredCGConv(nn.Module):
         z += self.center(x).index_select(0, center)
         z += self.neighbor(x).index_select(0, neighbor)
         gate, core = z.chunk(2, dim=1)
-        return x.index_add(0, center, torch.sigmoid(gate) * F.softplus(core))
+        message = torch.sigmoid(gate) * F.softplus(core)  # (n_edges, n_channels)
+        # Summed in double: the order of the edges would show in the last digits, and later layers magnify it.
+        return x.double().index_add(0, center, message.double()).to(x.dtype)
 
 
 class CGCNNEncoder(nn.Module):
@@ -107,11 +110,9 @@ class CGCNNEncoder(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> list[Tensor]:
         """Return the embeddings of layers 0 to ``n_layers``, each (n_sites, n_channels)."""
-        return self.embed(
-            batch,
-            self.indicators[batch.numbers],
-            self.expand(batch.distance.to(self.indicators.dtype)),
-        )
+        # Distances in double, where a batch has them: five layers magnify what their rounding does to Gaussians.
+        gaussians = self.expand(batch.distance).to(self.indicators.dtype)
+        return self.embed(batch, self.indicators[batch.numbers], gaussians)
 
     def embed(self, batch: CrystalBatch, node_input: Tensor, edge_input: Tensor) -> list[Tensor]:
         """Do the same from given inputs, (n_sites, 92) and (n_edges, 41): pretext tasks hide parts of them."""

@@ -176,7 +176,6 @@ def test_heads_fill_failed_rows_from_the_training_fold():
         assert np.isfinite(make(0).fit(X[:30], y[:30]).predict(X[30:])).all()
 
 
-@pytest.mark.slow  # processes within processes can wait for each other
 def test_speed_table_runs(tmp_path):
     few = ["--n-structures", 4, "--peer", "magpie", "--sites", 1, "--crystals", 4]
     ran = run("speed/table.py", *few, "--results", tmp_path)

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from _tasks import Inputs, hash_inputs
 from numpy.typing import NDArray
 from pymatgen.core import Element, Structure
+from tqdm import tqdm
 
 from ssl_matfeat.blocks import resolve_layers
 from ssl_matfeat.datasets import load_elastic
@@ -29,9 +31,9 @@ STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
-Inputs = Sequence[Structure] | Sequence[tuple[Structure, int]]
-"""Crystals, or sites of crystals."""
 Compute = Callable[[Any], NDArray[np.floating]]
+_PIECE = 100
+"""Crystals whose slow columns are computed and kept at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Block:
     weights: dict[str, str]
     """Name → sha256 of the weights."""
     cached: bool
-    """Kept on disk. SSL blocks are quick, and made anew: a change of code can leave no stale column."""
+    """Slow, so kept on disk. SSL blocks are quick, and made anew: a change of code can leave no stale column."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,28 @@ def compute_features(name: str, X: Inputs, data_key: str) -> Features:
     ]
     weights = {k: v for b in blocks for k, v in b.weights.items()}
     return Features(
-        values=np.hstack([_values(b, X, data_key) for b in blocks]),
+        values=np.hstack([_values(b, X) for b in blocks]),
         key=_hash(data_key, *(b.settings for b in blocks), *weights.values()),
         weights=weights,
     )
 
 
-def _values(found: Block, X: Inputs, data_key: str) -> NDArray[np.float64]:
+def _values(found: Block, X: Inputs) -> NDArray[np.float64]:
     if not found.cached:
         return found.compute(X).astype(np.float64)
-    path = CACHE / "features" / f"{_hash(data_key, found.settings)}.npy"
+    starts = range(0, len(X), _PIECE)
+    pieces = [_piece(found, X[i : i + _PIECE]) for i in tqdm(starts, desc=found.settings)]
+    return np.vstack(pieces)
+
+
+def _piece(found: Block, X: Inputs) -> NDArray[np.float64]:
+    """Return some rows, from the disk if they are there: an interrupted run goes on where it stopped."""
+    path = CACHE / "features" / f"{found.settings}-{hash_inputs(X)}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npy")
         np.save(part, found.compute(X).astype(np.float64))
-        part.rename(path)  # an interrupted run leaves no half file
+        part.rename(path)
     return np.load(path)
 
 
@@ -109,7 +118,8 @@ def _hash(*parts: str) -> str:
 def block(name: str) -> Block:
     """Return the block of a name: matminer's, DScribe's, or ours; see the functions below."""
     if name in _PEERS:
-        return Block(_PEERS[name], name, {}, cached=True)
+        # The length of a sine matrix is that of the largest crystal, so that it can't be made in pieces.
+        return Block(_PEERS[name], name, {}, cached=name not in ("dummy", "sine-matrix"))
     if name == "raw":
         return _ssl(SSLStructureFeaturizer(layers=RAW_LAYERS))
     if name == "default":

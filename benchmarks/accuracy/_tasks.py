@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sklearn.model_selection import GroupKFold, KFold, train_test_split
 
 from ssl_matfeat.datasets import load_dataset, load_elastic
 
+Inputs = Sequence[Structure] | Sequence[tuple[Structure, int]]
+"""Crystals, or sites of crystals."""
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 HOLDOUT = "80/20"
 """Name of the paper's split: 80 % for training and tuning, 20 % for the test."""
@@ -90,8 +93,7 @@ class Data:
     """How many of the published rows, and of what year the structures are."""
     n_published: int
     ids: list[str]
-    X: list[Structure] | list[tuple[Structure, int]]
-    """Crystals, or sites of crystals."""
+    X: Inputs
     y: NDArray[np.float64]
     splits: dict[str, Split]
     """Five folds "0" to "4", and `HOLDOUT`."""
@@ -117,6 +119,9 @@ def load_task(name: str, data: str = DATA_HOME, limit: int | None = None) -> Dat
     """
     task = TASKS[name]
     frame = _load_frame(task, data).iloc[:limit]
+    X: Inputs = frame["structure"].tolist()
+    if task.of_sites:
+        X = list(zip(frame["structure"], frame["site_index"], strict=True))
     y = frame["target"].to_numpy(dtype=np.float64)
     rows = f"{len(frame)} of {task.n_published}"
     return Data(
@@ -125,12 +130,10 @@ def load_task(name: str, data: str = DATA_HOME, limit: int | None = None) -> Dat
         rows=f"{rows}, {task.structures}" if task.structures and data != "matminer" else rows,
         n_published=task.n_published,
         ids=frame["id"].astype(str).tolist(),
-        X=list(zip(frame["structure"], frame["site_index"], strict=True))
-        if task.of_sites
-        else frame["structure"].tolist(),
+        X=X,
         y=y,
         splits=_splits(frame),
-        key=_hash(frame, y),
+        key=hash_inputs(X, y.tobytes()),
     )
 
 
@@ -180,12 +183,14 @@ def _splits(frame: pd.DataFrame) -> dict[str, Split]:
     return {**splits, HOLDOUT: (train, test)}
 
 
-def _hash(frame: pd.DataFrame, y: NDArray[np.float64]) -> str:
-    digest = hashlib.sha256(y.tobytes())
-    if "site_index" in frame:
-        digest.update(frame["site_index"].to_numpy(dtype=np.int64).tobytes())
-    for s in frame["structure"]:
-        digest.update(np.array(s.atomic_numbers).tobytes())
-        digest.update(np.ascontiguousarray(s.lattice.matrix).tobytes())
-        digest.update(np.ascontiguousarray(s.frac_coords).tobytes())
+def hash_inputs(X: Inputs, start: bytes = b"") -> str:
+    """Return a hash of crystals, or of sites of crystals, that goes on from ``start``."""
+    digest = hashlib.sha256(start)
+    for item in X:
+        structure, site = item if isinstance(item, tuple) else (item, None)
+        if site is not None:
+            digest.update(np.int64(site).tobytes())
+        digest.update(np.array(structure.atomic_numbers).tobytes())
+        digest.update(np.ascontiguousarray(structure.lattice.matrix).tobytes())
+        digest.update(np.ascontiguousarray(structure.frac_coords).tobytes())
     return digest.hexdigest()[:16]

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from joblib.externals.loky import get_reusable_executor
 from pymatgen.core import Structure
 from tqdm import tqdm
 
@@ -82,6 +83,8 @@ def _measure_here(featurize: Callable[..., None], X: Sequence[Structure], sender
     seconds = best_seconds(featurize, X)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sender.send((seconds, kilobytes / 1024))
+    # A process of multiprocessing waits for its children in the end, and joblib's would wait for more work.
+    get_reusable_executor().shutdown()
 
 
 def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
