@@ -15,7 +15,7 @@ from ssl_matfeat import SSLPretrainer
 from ssl_matfeat.weights import save_weights
 
 SETTINGS: dict[str, SSLPretrainer] = {
-    "default": SSLPretrainer("context", max_sites=16, max_epochs=15, batch_size=8192, lr=2e-3),
+    "default": SSLPretrainer("context", max_sites=16, max_epochs=20, batch_size=8192, lr=2e-3),
     "paper-predictive": SSLPretrainer(
         "predictive", max_sites=20, max_epochs=20, batch_size=16384, lr=1e-3, weight_decay=0.0
     ),

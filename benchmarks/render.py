@@ -26,7 +26,6 @@ import paper
 import representation
 import site_moments
 from _features import REFERENCE
-from _heads import HEADS
 from _published import PUBLISHED, SOURCES
 from _runner import FOLDS, RESULTS
 from _tasks import HOLDOUT, TASKS
@@ -184,13 +183,14 @@ def matbench_table(reports: Reports, task: str) -> str:
         report = reports.get((task, name))
         if report is None:
             continue
-        columns = [fold_maes(report, head) for head in HEADS]
-        columns.append(fold_maes(report, CHOSEN, HEADS))
+        columns = [fold_maes(report, head) for head in matbench.ALL_HEADS]
+        columns.append(fold_maes(report, CHOSEN, matbench.ALL_HEADS))
         if any(column is not None for column in columns):
             rows.append([name, *(_with_spread(column, report["unit"]) for column in columns)])
     for name, value in PUBLISHED[task].items():
-        rows.append([f"published: {name}", "", "", "", "", number(value, TASKS[task].unit)])
-    table = csv_table([task, *HEADS, CHOSEN], rows)
+        blank = [""] * len(matbench.ALL_HEADS)
+        rows.append([f"published: {name}", *blank, number(value, TASKS[task].unit)])
+    table = csv_table([task, *matbench.ALL_HEADS, CHOSEN], rows)
     return f"{table}\n\nPublished: {SOURCES[task]}."
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that type checkers and editors know the names too
     from ssl_matfeat._validation import StructureError as StructureError
+    from ssl_matfeat.block_kernel import BlockKernelRidge as BlockKernelRidge
     from ssl_matfeat.datasets import load_dataset as load_dataset
     from ssl_matfeat.datasets import load_elastic as load_elastic
     from ssl_matfeat.featurizers import SSLAtomFeaturizer as SSLAtomFeaturizer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know the names too
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "BlockKernelRidge": "block_kernel",
     "NEGNNClassifier": "negnn",
     "NEGNNRegressor": "negnn",
     "SSLAtomFeaturizer": "featurizers",

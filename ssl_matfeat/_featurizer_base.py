@@ -85,6 +85,12 @@ class SSLFeaturizer(BaseFeaturizer):
         pretrained = self._pretrained()
         return [label for layer in self._layers() for label in self._labels(layer, pretrained)]
 
+    def block_sizes(self) -> tuple[int, ...]:
+        """Return how many columns each of the layers gives, in their order, for `BlockKernelRidge`."""
+        self._check_parameters()
+        pretrained = self._pretrained()
+        return tuple(len(self._labels(layer, pretrained)) for layer in self._layers())
+
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns as scikit-learn wants them; ``input_features`` is ignored."""
         return np.array(self.feature_labels(), dtype=object)

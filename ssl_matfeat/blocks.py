@@ -31,7 +31,7 @@ Pooling = tuple[str, ...] | Literal["auto"]
 def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
     """Return ``layers`` as a tuple of names and ints.
 
-    ``"auto"`` is the raw blocks, and ``"pretext"`` where the weights have it, else embeddings 0, 1 and 2.
+    ``"auto"`` is the raw blocks, ``"pretext"`` where the weights have it, and embeddings 0 and 1.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tupl
     learned: list[Layer] = list(range(pretrained.encoder.n_layers + 1))
     has_pretext = bool(pretrained.encoder.pretext_names)
     if isinstance(layers, str) and layers == "auto":
-        return (*raw, "pretext") if has_pretext else (*raw, *learned[:3])
+        return (*raw, *(["pretext"] if has_pretext else []), *learned[:2])
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise ValueError(
             f"layers must be a tuple such as ('element', 0, 1), or 'auto', got {layers!r}"

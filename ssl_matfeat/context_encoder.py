@@ -116,6 +116,9 @@ class ContextEncoder(nn.Module):
 
         n, n_gaussians, n_geometric = n_channels, len(self.expand.centers), len(GEOMETRIC_CHANNELS)
         self.embed = _mlp(len(PROPERTIES), n, n)
+        # What sets an element apart from others of like properties; an element never seen keeps 0, so that its
+        # properties alone speak.
+        self.identity = nn.Embedding.from_pretrained(torch.zeros(N_CLASSES, n), freeze=False)
         self.first_message = _GatedMessage(n, n_gaussians)
         self.first_update = _mlp(n + n_geometric, n, n)
         self.second_message = _GatedMessage(n, n_gaussians)
@@ -143,7 +146,7 @@ class ContextEncoder(nn.Module):
             geometric_channels(batch).to(dtype)
         )  # (n_sites, n_geometric)
         batch = batch.to(batch.numbers.device, dtype)
-        atom = self.embed(self.properties[batch.numbers])  # (n_sites, n)
+        atom = self.embed(self.properties[batch.numbers]) + self.identity(batch.numbers)
         gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
 
         # Done once a site, and gathered after it.

@@ -43,8 +43,8 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (9 channels of the
         whole crystal: density in g/cm³, volume per atom in Å³, packing fraction and so on), ``"pretext"`` (what the
         self-supervised heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the
-        bare atom, 1 its first shell and so on. "auto" is the first three, and "pretext" where the weights have it,
-        else 0, 1, 2.
+        bare atom, 1 its first shell and so on. "auto" is all of these up to 1, but "pretext" only where the weights
+        have it.
     pooling : tuple of str or "auto", default="auto"
         Of "mean", "std" (population), "min", "max", "sum", for all layers. All but "sum" are intensive; "sum" is
         extensive and changes with the cell chosen for a crystal. "auto" is mean, std, min and max of "element"

@@ -47,6 +47,8 @@ class Block:
     """Name → sha256 of the weights."""
     cached: bool
     """Slow, so kept on disk. SSL blocks are quick, and made anew: a change of code can leave no stale column."""
+    block_sizes: tuple[int, ...] = ()
+    """Of its own blocks; empty if it is one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Features:
 
     values: NDArray[np.float64]
     """(n_crystals, n_features); NaN where a featurizer failed."""
+    block_sizes: tuple[int, ...]
+    """Columns of each of its blocks, which lie side by side."""
     key: str
     """Hash of structures, settings and weights."""
     weights: dict[str, str]
@@ -85,8 +89,11 @@ def compute_features(name: str, X: Inputs, data_key: str) -> Features:
         block(part) for whole in name.split("+") for part in ALIASES.get(whole, whole).split("+")
     ]
     weights = {k: v for b in blocks for k, v in b.weights.items()}
+    values = [_values(b, X) for b in blocks]
+    sizes = [b.block_sizes or (v.shape[1],) for b, v in zip(blocks, values, strict=True)]
     return Features(
-        values=np.hstack([_values(b, X) for b in blocks]),
+        values=np.hstack(values),
+        block_sizes=tuple(size for of_block in sizes for size in of_block),
         key=_hash(data_key, *(b.settings for b in blocks), *weights.values()),
         weights=weights,
     )
@@ -158,7 +165,7 @@ def _ssl(featurizer: SSLStructureFeaturizer | SSLAtomFeaturizer) -> Block:
     settings = f"{type(featurizer).__name__} layers={featurizer.layers}"
     if isinstance(featurizer, SSLStructureFeaturizer):
         settings += f" pooling={featurizer.pooling}"
-    return Block(compute, settings, weights, cached=False)
+    return Block(compute, settings, weights, cached=False, block_sizes=featurizer.block_sizes())
 
 
 def _default_layers() -> tuple[str | int, ...]:

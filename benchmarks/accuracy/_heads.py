@@ -13,9 +13,11 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics.pairwise import euclidean_distances, manhattan_distances
-from sklearn.model_selection import KFold, cross_val_score
+from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from ssl_matfeat.block_kernel import BlockKernelRidge
 
 N_INNER_FOLDS = 3
 Matrix = NDArray[np.float64]
@@ -50,8 +52,8 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
     ----------
     best_ : tuple of (str, float, float)
         Kernel, gamma and alpha.
-    best_mae_ : float
-        Their mean absolute error over the inner folds of all rows.
+    inner_prediction_ : ndarray of shape (n_samples,)
+        For each training row the prediction of the inner fold that did not see it.
     """
 
     def __init__(
@@ -91,15 +93,14 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
             median = np.median(distance[np.triu_indices(len(rows), 1)]) or 1.0
             for factor in self.gammas:
                 gamma = float(factor / median)
-                maes = self._errors(np.exp(-gamma * distance), y[rows], self.alphas)
+                predicted = self._inner(np.exp(-gamma * distance), y[rows], self.alphas)
+                maes = np.abs(predicted - y[rows]).mean(axis=1)
                 errors |= {(kernel, gamma, a): m for a, m in zip(self.alphas, maes, strict=True)}
         self.best_ = min(errors, key=errors.__getitem__)
-        self.best_mae_ = errors[self.best_]
 
         kernel, self.gamma_, alpha = self.best_
         K = np.exp(-self.gamma_ * _DISTANCE[kernel](X))
-        if len(rows) < len(X):
-            (self.best_mae_,) = self._errors(K, y, (alpha,))
+        (self.inner_prediction_,) = self._inner(K, y, (alpha,))
         self.X_fit_, self.y_mean_ = X, float(y.mean())
         self.dual_coef_ = _solve(K, y - self.y_mean_, alpha)
         return self
@@ -109,15 +110,14 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         distance = _DISTANCE[self.best_[0]](np.asarray(X, dtype=np.float64), self.X_fit_)
         return np.exp(-self.gamma_ * distance) @ self.dual_coef_ + self.y_mean_
 
-    def _errors(self, K: Matrix, y: Matrix, alphas: tuple[float, ...]) -> list[float]:
-        """Return the mean absolute error of each alpha over the inner folds."""
-        errors = np.zeros((len(alphas), N_INNER_FOLDS))
-        for fold, (train, test) in enumerate(_inner_folds(self.random_state).split(K)):
+    def _inner(self, K: Matrix, y: Matrix, alphas: tuple[float, ...]) -> Matrix:
+        """Return the predictions of the inner folds for each alpha, (n_alphas, n_samples)."""
+        predicted = np.zeros((len(alphas), len(y)))
+        for train, test in _inner_folds(self.random_state).split(K):
             K_train, K_test, mean = K[np.ix_(train, train)], K[np.ix_(test, train)], y[train].mean()
             for i, alpha in enumerate(alphas):
-                predicted = K_test @ _solve(K_train, y[train] - mean, alpha) + mean
-                errors[i, fold] = np.abs(y[test] - predicted).mean()
-        return errors.mean(axis=1).tolist()
+                predicted[i, test] = K_test @ _solve(K_train, y[train] - mean, alpha) + mean
+        return predicted
 
 
 def _solve(K: Matrix, y: Matrix, alpha: float) -> Matrix:
@@ -135,33 +135,45 @@ def _imputer() -> SimpleImputer:
     return SimpleImputer(strategy="median", keep_empty_features=True)
 
 
-HEADS: dict[str, Callable[[int], Pipeline]] = {
-    "ET": lambda seed: make_pipeline(
-        _imputer(), ExtraTreesRegressor(500, max_features=1 / 3, n_jobs=-1, random_state=seed)
-    ),
+def _trees(seed: int) -> Pipeline:
+    forest = ExtraTreesRegressor(500, max_features=1 / 3, n_jobs=-1, random_state=seed)
+    return make_pipeline(_imputer(), forest)
+
+
+def _block_kernel(seed: int, block_sizes: tuple[int, ...]) -> Pipeline:
+    return make_pipeline(
+        _imputer(), StandardScaler(), BlockKernelRidge(block_sizes, random_state=seed)
+    )
+
+
+HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
+    "ET": lambda seed, _: _trees(seed),
     # With all features at each split, as the leaderboard's reference has it.
-    "RF": lambda seed: make_pipeline(
+    "RF": lambda seed, _: make_pipeline(
         _imputer(), RandomForestRegressor(500, n_jobs=-1, random_state=seed)
     ),
-    "KRR": lambda seed: make_pipeline(
+    "KRR": lambda seed, _: make_pipeline(
         _imputer(), StandardScaler(), KernelRidgeCV(random_state=seed)
     ),
-    "ridge": lambda _: make_pipeline(
+    "BKR": _block_kernel,
+    "ridge": lambda *_: make_pipeline(
         _imputer(), StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15))
     ),
 }
-"""Name → unfitted pipeline of a seed. Nothing here is ever chosen by a test fold."""
+"""Name → unfitted pipeline, of a seed and the sizes of the feature set's blocks."""
+
+AVERAGES = {"ET+BKR": ("ET", "BKR")}
+"""Heads whose predictions are the mean of other heads'."""
 
 
-def inner_mae(model: Pipeline, X: NDArray, y: NDArray, seed: int) -> float:
-    """Return the mean absolute error of a fitted head over inner folds of its training data.
+def inner_predictions(model: Pipeline, X: NDArray, y: NDArray, seed: int) -> Matrix:
+    """Return for each training row what a fitted head says of it when it has not seen it, from inner folds.
 
-    The head with the least is the one that somebody without the test data would have taken.
+    The head with the least error there is the one that somebody without the test data would have taken.
     """
-    if isinstance(model[-1], KernelRidgeCV):
-        return float(model[-1].best_mae_)
+    if hasattr(model[-1], "inner_prediction_"):
+        return model[-1].inner_prediction_
     again = clone(model)
     if "n_estimators" in again[-1].get_params():
         again[-1].set_params(n_estimators=100)  # enough to rank the heads
-    scores = cross_val_score(again, X, y, cv=_inner_folds(seed), scoring="neg_mean_absolute_error")
-    return float(-scores.mean())
+    return cross_val_predict(again, X, y, cv=_inner_folds(seed))

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 from _features import CACHE, Features, compute_features
-from _heads import HEADS, inner_mae
-from _tasks import DATA_HOME, Data, load_task
+from _heads import AVERAGES, HEADS, inner_predictions
+from _tasks import DATA_HOME, Data, Split, load_task
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from tqdm import tqdm
@@ -108,8 +108,7 @@ def run_cells(
     missing = [
         key
         for key in wanted
-        if key not in done
-        or (need_predictions and not predictions_path(features, *key[:3]).exists())
+        if key not in done or (need_predictions and not _predictions_path(features, *key).exists())
     ]
     for key in tqdm(missing, desc=f"{data.task}, {name}", unit="cell"):
         done[key] = _score(data, features, *key)
@@ -120,17 +119,8 @@ def run_cells(
 def _score(
     data: Data, features: Features, head: str, fold: str, seed: int, labels: int | None
 ) -> Cell:
-    start = time.perf_counter()
-    train, test = data.splits[fold]
-    if labels is not None:
-        train = np.random.default_rng(seed).permutation(train)[:labels]
-    X, y = features.values[train], data.y[train]
-    model = HEADS[head](seed).fit(X, y)
-    predicted = model.predict(features.values[test])
-    if labels is None:
-        path = predictions_path(features, head, fold, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, predicted)
+    train, test = _rows(data, fold, seed, labels)
+    found = predict(data, features, head, fold, seed, labels)
     return Cell(
         head=head,
         fold=fold,
@@ -138,23 +128,63 @@ def _score(
         labels=labels,
         n_train=len(train),
         n_test=len(test),
-        mae=mean_absolute_error(data.y[test], predicted),
-        rmse=root_mean_squared_error(data.y[test], predicted),
-        r2=r2_score(data.y[test], predicted),
-        inner_mae=inner_mae(model, X, y, seed),
-        seconds=round(time.perf_counter() - start, 2),
+        mae=mean_absolute_error(data.y[test], found.test),
+        rmse=root_mean_squared_error(data.y[test], found.test),
+        r2=r2_score(data.y[test], found.test),
+        inner_mae=mean_absolute_error(data.y[train], found.inner),
+        seconds=round(found.seconds, 2),
     )
 
 
-def predictions_path(features: Features, head: str, fold: str, seed: int) -> Path:
-    """Return where the predictions of a cell are kept; they are not committed."""
-    name = f"{features.key}-{head}-{fold.replace('/', '-')}-{seed}.npy"
+class Predictions(NamedTuple):
+    """What one head predicts on one fold."""
+
+    test: NDArray[np.float64]
+    """Of the test rows."""
+    inner: NDArray[np.float64]
+    """Of the training rows, from inner folds."""
+    seconds: float
+    """To fit, predict and score the inner folds."""
+
+
+def predict(
+    data: Data, features: Features, head: str, fold: str, seed: int, labels: int | None = None
+) -> Predictions:
+    """Fit a head, or several for an average, unless their predictions are in the cache."""
+    path = _predictions_path(features, head, fold, seed, labels)
+    if path.exists():
+        stored = np.load(path)
+        return Predictions(stored["test"], stored["inner"], float(stored["seconds"]))
+    if head in AVERAGES:
+        parts = [predict(data, features, part, fold, seed, labels) for part in AVERAGES[head]]
+        found = Predictions(
+            np.mean([part.test for part in parts], axis=0),
+            np.mean([part.inner for part in parts], axis=0),
+            sum(part.seconds for part in parts),
+        )
+    else:
+        start = time.perf_counter()
+        train, test = _rows(data, fold, seed, labels)
+        X, y = features.values[train], data.y[train]
+        model = HEADS[head](seed, features.block_sizes).fit(X, y)
+        predicted = model.predict(features.values[test])
+        inner = inner_predictions(model, X, y, seed)
+        found = Predictions(predicted, inner, time.perf_counter() - start)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **found._asdict())
+    return found
+
+
+def _rows(data: Data, fold: str, seed: int, labels: int | None) -> Split:
+    train, test = data.splits[fold]
+    return np.random.default_rng(seed).permutation(train)[:labels] if labels else train, test
+
+
+def _predictions_path(
+    features: Features, head: str, fold: str, seed: int, labels: int | None
+) -> Path:
+    name = f"{features.key}-{head}-{fold.replace('/', '-')}-{seed}-{labels or 'all'}.npz"
     return CACHE / "predictions" / name
-
-
-def load_predictions(features: Features, head: str, fold: str, seed: int) -> NDArray[np.float64]:
-    """Return the predictions of a cell for the test rows of its fold."""
-    return np.load(predictions_path(features, head, fold, seed))
 
 
 def _read_cells(path: Path, features: Features) -> dict[tuple[str, str, int, int | None], Cell]:

@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from _features import MAGPIE, REFERENCE, STRUCTURAL, Features
-from _heads import HEADS
+from _heads import AVERAGES, HEADS
 from _runner import (
     FOLDS,
     RESULTS,
@@ -29,7 +29,7 @@ from _runner import (
     ResultsOption,
     SeedOption,
     TaskOption,
-    load_predictions,
+    predict,
     results_folder,
     run_cells,
 )
@@ -40,7 +40,7 @@ from ssl_matfeat import __version__
 from ssl_matfeat.featurizers import SSLStructureFeaturizer
 
 TASKS = ["jdft2d", "phonons", "log_kvrh", "log_gvrh"]
-ALL_HEADS = list(HEADS)
+ALL_HEADS = [*HEADS, *AVERAGES]
 ROWS = ["dummy", REFERENCE, MAGPIE, STRUCTURAL, "soap", "default", f"default+{MAGPIE}"]
 FORMAT_VERSION = "0.6"
 """Of the matbench package whose layout the files have."""
@@ -90,7 +90,7 @@ def _record(data: Data, features: Features, head: str, seed: int) -> dict[str, o
     recorded = {}
     for fold in FOLDS:
         _, test = data.splits[fold]
-        y, predicted = data.y[test], load_predictions(features, head, fold, seed)
+        y, predicted = data.y[test], predict(data, features, head, fold, seed).test
         counted = np.abs(y) > 1e-5  # as Matbench has it, for relative errors
         recorded[f"fold_{fold}"] = {
             "data": dict(zip([data.ids[i] for i in test], predicted.tolist(), strict=True)),

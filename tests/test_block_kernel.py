@@ -1,0 +1,88 @@
+"""The kernel head: finds which blocks matter, equals scikit-learn's for one block, and keeps its rules."""
+
+import numpy as np
+import pytest
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.metrics import r2_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer
+
+
+@pytest.fixture
+def telling_and_noise():
+    """Two columns that tell everything, beside 40 of noise."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 42))
+    return X, np.sin(2 * X[:, 0]) + X[:, 1] ** 2
+
+
+@parametrize_with_checks([BlockKernelRidge()])
+def test_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("kernel", ["laplacian", "rbf"])
+def test_one_block_is_plain_kernel_ridge(telling_and_noise, kernel):
+    X, y = telling_and_noise
+    X = X[:, :2]
+    ours = BlockKernelRidge(kernels=(kernel,)).fit(X[:200], y[:200])
+    plain = KernelRidge(kernel=kernel, gamma=ours._rates[0, 0], alpha=ours.alpha_[0])
+    plain.fit(X[:200], y[:200] - y[:200].mean())
+    np.testing.assert_allclose(
+        ours.predict(X[200:]), plain.predict(X[200:]) + y[:200].mean(), rtol=1e-6
+    )
+
+
+def test_blocks_find_what_tells(telling_and_noise):
+    X, y = telling_and_noise
+    by_block = BlockKernelRidge((2, 40)).fit(X[:200], y[:200])
+    all_alike = BlockKernelRidge().fit(X[:200], y[:200])
+    assert (by_block.theta_[:, 1] < by_block.theta_[:, 0] / 10).all()
+    assert r2_score(y[200:], by_block.predict(X[200:])) > 0.9
+    assert r2_score(y[200:], all_alike.predict(X[200:])) < 0.5
+
+
+def test_order_of_the_blocks_does_not_matter(telling_and_noise):
+    X, y = telling_and_noise
+    turned = np.hstack([X[:, 2:], X[:, :2]])
+    one = BlockKernelRidge((2, 40)).fit(X[:200], y[:200]).predict(X[200:])
+    other = BlockKernelRidge((40, 2)).fit(turned[:200], y[:200]).predict(turned[200:])
+    np.testing.assert_allclose(one, other, atol=0.05 * y.std())
+
+
+def test_search_on_fewer_rows_still_fits_all(telling_and_noise):
+    X, y = telling_and_noise
+    few = BlockKernelRidge((2, 40), max_search=60).fit(X[:200], y[:200])
+    assert few.dual_coef_.shape == (2, 200)
+    assert r2_score(y[200:], few.predict(X[200:])) > 0.8
+
+
+@pytest.mark.parametrize("sizes", [(2, 39), (0, 42), (-1, 43), [[2, 40]], ()])
+def test_sizes_that_do_not_fit(telling_and_noise, sizes):
+    X, y = telling_and_noise
+    with pytest.raises(ValueError, match=r"block_sizes.* 42 columns"):
+        BlockKernelRidge(sizes).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernels": ("cosine",)}, "kernels must be of"),
+        ({"kernels": ()}, "kernels must be of"),
+        ({"n_inner_folds": 1}, "n_inner_folds"),
+        ({"max_search": 0}, "max_search"),
+    ],
+)
+def test_bad_parameters(telling_and_noise, options, message):
+    X, y = telling_and_noise
+    with pytest.raises(ValueError, match=message):
+        BlockKernelRidge(**options).fit(X, y)
+
+
+def test_sizes_come_from_the_featurizer():
+    featurizer = SSLStructureFeaturizer(layers=("element", "cell", 1))
+    assert featurizer.block_sizes() == (88, 9, 64)
+    assert sum(SSLStructureFeaturizer().block_sizes()) == len(
+        SSLStructureFeaturizer().feature_labels()
+    )
