@@ -111,7 +111,6 @@ def compute_rows(
             max_edges,
             device,
             raise_errors,
-            joblib.effective_n_jobs(n_jobs) > 1,
         )
         for start in starts
     )
@@ -137,10 +136,7 @@ def _compute_chunk(
     max_edges: int,
     device: str,
     raise_errors: bool,
-    one_of_many: bool,
 ) -> tuple[list[NDArray | None], set[int], dict[int, str]]:
-    if one_of_many:
-        torch.set_num_threads(1)  # workers times threads would fight for the cores
     graphs, good, errors = build_graphs(structures, first, raise_errors)
     rows: list[NDArray | None] = [None] * len(structures)
     if graphs is None:

@@ -56,7 +56,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; each uses one torch thread.
+        Processes, in joblib's words; joblib divides the cores between them.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave a row of NaN and an entry in
         ``errors_``. The other rows are never lost.
@@ -197,7 +197,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; each uses one torch thread.
+        Processes, in joblib's words; joblib divides the cores between them.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave NaN in the rows of its sites and an
         entry in ``errors_``.

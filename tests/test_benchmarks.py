@@ -60,8 +60,8 @@ def test_json_says_what_was_scored_and_with_what(results):
     assert len(report["weights"]["default"]) == 64
     assert report["versions"]["ssl-matfeat"]
     scored = {(cell["head"], cell["fold"]) for cell in report["cells"]}
-    assert scored == {(head, fold) for head in ("ET", "KRR") for fold in FOLDS}
-    assert sum(cell["n_test"] for cell in report["cells"]) == 2 * 60
+    assert scored == {(head, fold) for head in ("ET", "BKR", "ET+BKR") for fold in FOLDS}
+    assert sum(cell["n_test"] for cell in report["cells"]) == 3 * 60
 
 
 def test_features_beat_the_dummy(results):
@@ -88,7 +88,7 @@ def test_rendered_page_has_the_numbers_of_the_json(results, tmp_path):
     ran = run("render.py", "--page", page, "--results", results)
     assert ran.returncode == 0, ran.stderr
     report = json.loads((results / "accuracy" / "elastic" / "raw.json").read_text())
-    maes = [cell["mae"] for cell in report["cells"] if cell["head"] == "KRR"]
+    maes = [cell["mae"] for cell in report["cells"] if cell["head"] == "BKR"]
     assert f'"raw", "{np.mean(maes):.4f} ± {np.std(maes):.4f}"' in page.read_text()
     assert "60 of 1181" in page.read_text()
 

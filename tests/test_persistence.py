@@ -168,9 +168,10 @@ def test_a_pretrainer_is_not_its_weights():
         SSLStructureFeaturizer(weights=SSLPretrainer()).fit([rock_salt()])
 
 
-def test_skops_with_a_list_of_trusted_types(small_crystals):
+@pytest.mark.parametrize("weights", ["default", untrained("context"), untrained("cgcnn")])
+def test_skops_with_a_list_of_trusted_types(small_crystals, weights):
     X, y = small_crystals
-    model = pipeline().fit(X[:40], y[:40])
+    model = pipeline(weights=weights).fit(X[:40], y[:40])
     saved = skops.io.dumps(model)
     trusted = [  # as docs/persistence.rst has it
         "sklearn.tree._tree.Tree",

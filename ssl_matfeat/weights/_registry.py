@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ssl_matfeat.context_encoder import ContextEncoder
 from ssl_matfeat.encoder import CGCNNEncoder
@@ -34,12 +34,12 @@ class Pretrained:
     """A trained encoder, and what is known about it.
 
     Bundled weights pickle as their name and checksum, so that a saved pipeline stays small; your own weights
-    pickle with all their tensors.
+    pickle as the bytes of their safetensors file, which skops can write too.
     """
 
-    encoder: Encoder
+    encoder: Encoder = field(repr=False)
     """In evaluation mode, float32, on the CPU; to be copied before it is changed."""
-    card: dict[str, Any]
+    card: dict[str, Any] = field(repr=False)
     """The model card: task, training data, config, elements seen, licence, metrics and so on."""
     sha256: str
     """Of the safetensors file, or "" for weights that were never saved."""
@@ -48,12 +48,13 @@ class Pretrained:
 
     def __getstate__(self) -> dict[str, Any]:
         if self.name is None:
-            return dict(self.__dict__)
+            return {"safetensors": _to_bytes(self), "sha256": self.sha256}
         return {"name": self.name, "sha256": self.sha256}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "encoder" in state:
-            self.__dict__.update(state)
+        if "safetensors" in state:
+            encoder, card = _from_bytes(state["safetensors"], "the saved object")
+            self.__init__(encoder, card, state["sha256"])  # type: ignore[misc]
             return
         if state["name"] not in list_weights():
             raise WeightsError(
@@ -145,12 +146,15 @@ def load_weights(weights: str | Path | Pretrained) -> Pretrained:
 
 def save_weights(path: str | Path, pretrained: Pretrained) -> None:
     """Write an encoder and its card to one safetensors file."""
+    Path(path).write_bytes(_to_bytes(pretrained))
+
+
+def _to_bytes(pretrained: Pretrained) -> bytes:
     tensors = {
         name: tensor.contiguous() for name, tensor in pretrained.encoder.state_dict().items()
     }
     card = {**pretrained.card, "format": FORMAT}
-    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(card)})
-    Path(path).write_bytes(data)
+    return safetensors.torch.save(tensors, metadata={"card": json.dumps(card)})
 
 
 def copy_encoder(pretrained: Pretrained) -> Encoder:
@@ -178,24 +182,35 @@ def _load_again(path: Path, modified: int) -> Pretrained:
 
 def _load_file(path: Path) -> Pretrained:
     try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
-        tensors = safetensors.torch.load_file(path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error!r}") from error
+    encoder, card = _from_bytes(data, str(path))
+    return Pretrained(encoder, card, hashlib.sha256(data).hexdigest())
+
+
+def _from_bytes(data: bytes, origin: str) -> tuple[Encoder, dict[str, Any]]:
+    """Return the encoder and card of a safetensors file's bytes; ``origin`` is for messages."""
+    try:
+        tensors = safetensors.torch.load(data)
+        # The header: its length in 8 bytes, then JSON.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        card = json.loads(header["__metadata__"]["card"])
         card_format = card.get("format")
-    except (OSError, SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} is no weights file of ssl_matfeat: {error!r}") from error
+    except (SafetensorError, KeyError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{origin} is no weights file of ssl_matfeat: {error!r}") from error
     if card_format != FORMAT:
         raise WeightsError(
-            f"{path} has format {card_format}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
+            f"{origin} has format {card_format}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
         )
     try:
         encoder = build_encoder(card["config"])
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(
-            f"{path} does not fit the encoder that its card names: {error!r}"
+            f"{origin} does not fit the encoder that its card names: {error!r}"
         ) from error
-    return Pretrained(encoder.eval(), card, hashlib.sha256(path.read_bytes()).hexdigest())
+    return encoder.eval(), card
 
 
 def build_encoder(config: dict[str, Any]) -> Encoder:
