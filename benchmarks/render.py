@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 sys.path.insert(
     0, str(Path(__file__).parent / "accuracy")
 )  # whose scripts say what stands in each table
+import leakage
 import learning_curves
 import matbench
 import paper
@@ -126,10 +127,12 @@ def representation_table(reports: Reports, head: str) -> str:
     return csv_table(["features", *tasks], rows)
 
 
-def differences_table(reports: Reports, row: str = "default", base: str = "raw") -> str:
+def differences_table(
+    reports: Reports, tasks: Sequence[str], row: str = "default", base: str = "raw"
+) -> str:
     """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict."""
     rows = []
-    for task in representation.TASKS:
+    for task in tasks:
         cells = []
         for head in (*representation.HEADS, CHOSEN):
             ours = fold_maes(reports.get((task, row)), head)
@@ -163,6 +166,7 @@ def losses_table(reports: Reports) -> str:
             for (found, name), report in reports.items()
             if found == task
             and "default" not in name
+            and name not in leakage.ROWS
             and (maes := fold_maes(report, CHOSEN)) is not None
         }
         others |= PUBLISHED.get(task, {})
@@ -236,8 +240,10 @@ def learning_table(reports: Reports) -> str:
 
 def plot_learning(reports: Reports, path: Path) -> None:
     """Draw the learning curves, one panel a task."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["svg.hashsalt"] = path.name  # else every file has other ids
     counts = learning_curves.LABELS
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     panels = figure.subplots(1, len(learning_curves.TASKS))
@@ -295,7 +301,11 @@ def render(page: str, results: Path) -> str:
         "coverage": partial(coverage_table, reports),
         "reference": partial(reference_table, reports),
         "losses": partial(losses_table, reports),
-        "differences": partial(differences_table, reports),
+        "differences": partial(differences_table, reports, representation.TASKS),
+        "differences untrained": partial(
+            differences_table, reports, representation.TASKS, base="raw+untrained"
+        ),
+        "leakage": partial(differences_table, reports, leakage.TASKS, *leakage.ROWS[::-1]),
         "paper": partial(paper_table, reports, paper.TASKS, paper.ROWS, ["KRR"]),
         "site moments": partial(
             paper_table, reports, site_moments.TASKS, site_moments.ROWS, representation.HEADS

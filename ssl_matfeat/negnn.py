@@ -360,7 +360,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         return torch.from_numpy(outputs).softmax(dim=2).mean(dim=0).numpy()
 
     def predict(self, X: Any) -> NDArray:
-        """Return the most probable class of each crystal, (n_crystals,).
+        """Return the most probable class of each crystal.
 
         Parameters
         ----------
@@ -371,8 +371,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         -------
         ndarray of shape (n_crystals,)
         """
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _stratify(self, y: Any) -> Any:
         return y

@@ -21,6 +21,7 @@ ORDER = [
     "blocks",
     "_featurizer_base",
     "featurizers",
+    "block_kernel",
     "training",
     "pretext",
     "pretrain",

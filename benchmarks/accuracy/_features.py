@@ -31,6 +31,8 @@ STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
+OWN_WEIGHTS: dict[str, Path] = {}
+"""Further feature sets: the default layers of weights that a script has trained."""
 Compute = Callable[[Any], NDArray[np.floating]]
 _PIECE = 100
 """Crystals whose slow columns are computed and kept at a time."""
@@ -135,6 +137,8 @@ def block(name: str) -> Block:
         return _ssl(SSLStructureFeaturizer(_untrained("default"), _learned(_default_layers())))
     if name in list_weights():
         return _ssl(SSLStructureFeaturizer(name, (0, 1, 2)))
+    if name in OWN_WEIGHTS:
+        return _ssl(SSLStructureFeaturizer(OWN_WEIGHTS[name]))
     if name == "site-crystal-nn":
         return Block(partial(_matminer, _site_crystal_nn, n_jobs=2), name, {}, cached=True)
     if name == "site-default":
@@ -161,7 +165,7 @@ def _ssl(featurizer: SSLStructureFeaturizer | SSLAtomFeaturizer) -> Block:
 
     pretrained = load_weights(featurizer.weights)
     learned = bool(_learned(resolve_layers(featurizer.layers, pretrained, with_cell=True)))
-    weights = {pretrained.card["name"]: pretrained.sha256} if learned else {}
+    weights = {pretrained.card["name"] or "own": pretrained.sha256} if learned else {}
     settings = f"{type(featurizer).__name__} layers={featurizer.layers}"
     if isinstance(featurizer, SSLStructureFeaturizer):
         settings += f" pooling={featurizer.pooling}"

@@ -1,4 +1,4 @@
-"""The paper's magnetic moments of sites: kernel ridge on site embeddings.
+"""The paper's magnetic moments of sites: the same heads on site features.
 
     python benchmarks/accuracy/site_moments.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import typer
 from _runner import FOLDS, table_command
 from _tasks import HOLDOUT
+from representation import HEADS
 
 TASKS = ["paper_site_moments"]
 ROWS = [
@@ -23,4 +24,4 @@ ROWS = [
 ]
 
 if __name__ == "__main__":
-    typer.run(table_command(TASKS, ROWS, heads=["ET", "KRR"], splits=[HOLDOUT, *FOLDS]))
+    typer.run(table_command(TASKS, ROWS, heads=HEADS, splits=[HOLDOUT, *FOLDS]))
