@@ -57,13 +57,17 @@ def as_structure_list(X: Any) -> list[Any]:
     Raises
     ------
     TypeError
-        If ``X`` is one structure, or no collection.
+        If ``X`` is one structure, an array that numpy made of their sites, or no collection.
     ValueError
         If ``X`` is empty or has several columns.
     """
     if isinstance(X, IStructure | IMolecule | Site):
         raise TypeError(
             f"X is one {type(X).__name__} ({_formula(X)}), but a list of structures is expected; pass [structure]"
+        )
+    if isinstance(X, np.ndarray) and X.size and isinstance(X.flat[0], Site):
+        raise TypeError(
+            f"X is an array of shape {X.shape} of sites: numpy takes structures apart; pass the list itself"
         )
     if isinstance(X, str | bytes | dict) or not isinstance(X, Iterable):
         raise TypeError(f"X must be a list of pymatgen Structures, got {type(X).__name__}")

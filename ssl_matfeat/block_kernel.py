@@ -243,6 +243,7 @@ def _inner_predictions(
 
 
 def _solve(kernel: Matrix, y: Matrix, alpha: float) -> Matrix:
+    """Return the dual coefficients; overwrites ``kernel``."""
     kernel.flat[:: len(kernel) + 1] += alpha
     return cho_solve(cho_factor(kernel, lower=True, overwrite_a=True), y)
 

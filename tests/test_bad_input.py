@@ -181,6 +181,7 @@ def test_errors_are_of_the_last_call(featurizer):
         (pd.Series([], dtype=object), ValueError, "X is empty"),
         (pd.DataFrame({"a": [bcc()], "b": [1]}), ValueError, "X has shape (1, 2)"),
         (np.zeros((3, 4)), ValueError, "one column of structures is expected; select the column"),
+        (np.asarray([bcc(), bcc()]), TypeError, "of sites: numpy takes structures apart; pass the"),
     ],
     ids=lambda x: None if isinstance(x, str) and " " in x else type(x).__name__,
 )

@@ -19,7 +19,6 @@ from sklearn.pipeline import make_pipeline
 
 from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, StructureError
 from ssl_matfeat.backbones import BACKBONES
-from ssl_matfeat.training import TrainingOptions, train
 
 WEIGHTS = untrained("context")
 QUICK = {
@@ -195,41 +194,6 @@ def test_repeats_bit_by_bit_and_leaves_the_global_generator_alone(data, fitted):
     assert np.array_equal(again.predict(X), fitted.predict(X))
     assert again.history_ == fitted.history_
     assert not np.array_equal(quick(random_state=1).fit(X, y).predict(X), fitted.predict(X))
-
-
-@pytest.mark.parametrize("patience", [None, 3])
-def test_training_resumes_with_dropout_bit_by_bit(patience, tmp_path):
-    x = torch.linspace(-1, 1, 32)[:, None]
-
-    def run(checkpoint, interrupted_in=None):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(
-            torch.nn.Linear(1, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 1)
-        )
-        epochs = iter(range(12))
-
-        def batches(generator):
-            if next(epochs) == interrupted_in:
-                raise KeyboardInterrupt
-            return iter(x.split(8))
-
-        history = train(
-            model,
-            lambda batch, generator: {"loss": (model(batch) - batch.square()).abs().mean()},
-            batches,
-            lambda generator: iter([x]),
-            n_batches=4,
-            options=TrainingOptions(max_epochs=12, patience=patience, lr=0.05),
-            checkpoint=checkpoint,
-        )
-        return history, model(x)
-
-    history, predicted = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", interrupted_in=3)
-    resumed, after = run(tmp_path / "parts")
-    assert history == resumed
-    assert torch.equal(predicted, after)
 
 
 def test_pickles_into_a_fresh_process(data, fitted, tmp_path):
