@@ -101,10 +101,20 @@ def pretrain(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    task: Annotated[str, typer.Option(help="context, predictive or contrastive.")] = "context",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="context, predictive, contrastive, property, replaced, denoising or strain."
+        ),
+    ] = "context",
     epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    n_devices: Annotated[
+        int, typer.Option(help="Processes, one for each GPU, that share the batches.")
+    ] = 1,
 ) -> None:
     """Train weights on your own structures, without labels.
 
@@ -115,11 +125,18 @@ def pretrain(
     from ssl_matfeat.pretrain import SSLPretrainer
 
     pretrainer = SSLPretrainer(
-        task, max_epochs=epochs, max_sites=max_sites, random_state=seed, verbose=True
+        task,
+        max_epochs=epochs,
+        max_sites=max_sites,
+        random_state=seed,
+        device=device,
+        precision=precision,
+        n_devices=n_devices,
+        verbose=True,
     )
     try:
         pretrainer.fit(corpus, checkpoint=output.with_suffix(".checkpoint"))
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     pretrainer.save(output)
     plot_losses(pretrainer.history_).savefig(output.with_suffix(".png"))

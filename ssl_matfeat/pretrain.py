@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,9 +24,20 @@ from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import Crystal, StructureError, as_structure_list, check_crystal
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 from ssl_matfeat.pretext import TASKS, Pretext
-from ssl_matfeat.training import Batches, TrainingOptions, evaluate, train
+from ssl_matfeat.training import (
+    Batches,
+    History,
+    TrainingOptions,
+    evaluate,
+    launch,
+    make_fabric,
+    train,
+)
 from ssl_matfeat.weights import Pretrained, save_weights
 from ssl_matfeat.weights._registry import build_encoder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class SSLPretrainer(BaseEstimator):
@@ -35,15 +47,17 @@ class SSLPretrainer(BaseEstimator):
     ----------
     tasks : str or dict of str to float, default="context"
         ``"context"`` trains the encoder of the default weights: every atom, bond length, shell and volume is predicted
-        from its surroundings. ``"predictive"`` and ``"contrastive"`` train the paper's encoder (Kong et al., Mach.
-        Learn.: Sci. Technol. 5, 035018, 2024); a dict such as ``{"predictive": 1.0, "contrastive": 0.5}`` weighs and
-        adds their losses.
+        from its surroundings. All others train the paper's encoder, and a dict such as ``{"predictive": 1.0,
+        "contrastive": 0.5}`` weighs and adds their losses: ``"predictive"`` and ``"contrastive"`` are the paper's
+        (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024); ``"property"`` asks for the element and the
+        element properties of hidden atoms, ``"replaced"`` for atoms of a wrong element, ``"denoising"`` for random
+        displacements of the sites, ``"strain"`` for a random strain of the cell.
     n_channels : int, default=64
         Width of every embedding.
     max_epochs : int, default=15
         Passes over the structures.
     batch_size : int, default=8192
-        Largest number of edges in a batch.
+        Largest number of edges in a batch of one process.
     lr : float, default=2e-3
         Of AdamW, annealed to zero along a cosine.
     weight_decay : float, default=1e-4
@@ -56,6 +70,18 @@ class SSLPretrainer(BaseEstimator):
         Held out to measure the losses, unless a parquet file says itself which rows are for validation.
     random_state : int, default=0
         Seeds initial parameters, order and damage.
+    device : str, default="cpu"
+        Where to train: ``"cpu"``, ``"cuda"`` or one of several, such as ``"cuda:1"``. The trained weights are on the
+        CPU in any case.
+    precision : {"32-true", "bf16-mixed"}, default="32-true"
+        Of the training: the second does matrix products in bfloat16. Parameters, validation and metrics are in single
+        precision always.
+    n_devices : int, default=1
+        Processes on this machine, one for each GPU, or all on the CPU. Each takes its share of the batches of every
+        epoch, and their gradients are averaged: a step sees ``n_devices`` batches. A script must guard its main part
+        with ``if __name__ == "__main__":``; in a notebook, where processes cannot be started so, use the command
+        ``ssl-matfeat pretrain``. Other values than the defaults of these three need Lightning Fabric:
+        ``pip install 'ssl-matfeat[distributed]'``.
     verbose : bool, default=False
         Show a progress bar.
 
@@ -93,6 +119,9 @@ class SSLPretrainer(BaseEstimator):
         max_sites: int = 40,
         validation_fraction: float = 0.02,
         random_state: int = 0,
+        device: str = "cpu",
+        precision: str = "32-true",
+        n_devices: int = 1,
         verbose: bool = False,
     ) -> None:
         self.tasks = tasks
@@ -105,6 +134,9 @@ class SSLPretrainer(BaseEstimator):
         self.max_sites = max_sites
         self.validation_fraction = validation_fraction
         self.random_state = random_state
+        self.device = device
+        self.precision = precision
+        self.n_devices = n_devices
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | None = None) -> Self:
@@ -118,7 +150,8 @@ class SSLPretrainer(BaseEstimator):
         y : None
             Ignored.
         checkpoint : str, Path or None
-            Written after every epoch; if it exists, training goes on from there with the same numbers.
+            Written after every epoch; if it exists, training goes on from there, on the same device with the same
+            numbers as without a stop.
 
         Returns
         -------
@@ -127,10 +160,13 @@ class SSLPretrainer(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter is off, or no structure is left to train or to validate on.
+            If a parameter is off, the device is missing, or no structure is left to train or to validate on.
+        ImportError
+            If ``device``, ``precision`` or ``n_devices`` need Lightning Fabric and it is not installed.
         """
         weights, encoder_name = self._check_tasks()
         self._check_numbers()
+        fabric = make_fabric(self.device, self.precision, self.n_devices)
         graphs, validating, self.errors_ = self._read(X)
         small = graphs.n_sites <= self.max_sites
         training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
@@ -140,17 +176,23 @@ class SSLPretrainer(BaseEstimator):
                 f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}; "
                 "at least one of each is needed"
             )
+        n_edges = int(graphs.n_edges[training].sum())
+        if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
+            raise ValueError(
+                f"n_devices={self.n_devices} processes share batches of batch_size={self.batch_size} edges, but there "
+                f"are only {n_edges} edges for training; lower batch_size or n_devices"
+            )
 
         config = {"encoder": encoder_name, "n_channels": self.n_channels}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):  # the encoder is built on the CPU
             torch.manual_seed(self.random_state)
             pretext = Pretext(build_encoder(config), weights)
-        self.history_ = train(
-            pretext,
-            pretext.losses,
-            _shuffled(graphs, training, self.batch_size),
-            _shuffled(graphs, held_out, self.batch_size),
-            n_batches=sum(1 for _ in graphs.batches(self.batch_size, training)),
+        learn = partial(
+            _train_share,
+            graphs=graphs,
+            training=training,
+            held_out=held_out,
+            batch_size=self.batch_size,
             options=TrainingOptions(
                 max_epochs=self.max_epochs,
                 lr=self.lr,
@@ -161,10 +203,11 @@ class SSLPretrainer(BaseEstimator):
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
         )
+        self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
         self.metrics_ = evaluate(
             pretext,
             pretext.metrics,
-            _shuffled(graphs, held_out, self.batch_size),
+            _shuffled(graphs, held_out, self.batch_size, "cpu"),
             self.random_state,
         )
         seen = np.unique(
@@ -213,6 +256,7 @@ class SSLPretrainer(BaseEstimator):
             "batch_size": 1,
             "max_sites": 1,
             "random_state": 0,
+            "n_devices": 1,
         }
         for name, least in whole.items():
             check_scalar(getattr(self, name), name, Integral, min_val=least)
@@ -232,9 +276,12 @@ class SSLPretrainer(BaseEstimator):
             raise ValueError(f"tasks must be of {list(TASKS)}, got {self.tasks!r}")
         encoders = {TASKS[name][1] for name in weights}
         if len(encoders) > 1:
+            together = [
+                [n for n in TASKS if TASKS[n][1] == encoder] for encoder in sorted(encoders)
+            ]
             raise ValueError(
-                f"tasks={self.tasks!r} train different encoders ({', '.join(sorted(encoders))}); "
-                "combine 'predictive' and 'contrastive', or take 'context' alone"
+                f"tasks={self.tasks!r} train different encoders; combine those of one encoder only: "
+                + " or ".join(map(str, together))
             )
         return weights, encoders.pop()
 
@@ -282,20 +329,62 @@ def _read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, 
     return CrystalGraphs.from_edges(crystals, edges, np.float32), validating, errors
 
 
-def _shuffled(graphs: CrystalGraphs, chosen: NDArray[np.int64], max_edges: int) -> Batches:
-    """Return what yields the batches of one epoch over the chosen crystals, in single precision."""
+def _train_share(
+    fabric: Fabric | None,
+    pretext: Pretext,
+    *,
+    graphs: CrystalGraphs,
+    training: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    batch_size: int,
+    options: TrainingOptions,
+    checkpoint: Path | None,
+) -> History:
+    """Train ``pretext`` in place, in one process of perhaps several, and return the history."""
+    share, n_shares, device = 0, 1, torch.device("cpu")
+    if fabric is not None:
+        share, n_shares, device = fabric.global_rank, fabric.world_size, fabric.device
+    pretext.to(device)
+    return train(
+        pretext,
+        pretext.losses,
+        _shuffled(graphs, training, batch_size, device, share, n_shares),
+        _shuffled(graphs, held_out, batch_size, device),
+        n_batches=sum(1 for _ in graphs.batches(batch_size, training)) // n_shares,
+        options=options,
+        checkpoint=checkpoint,
+        fabric=fabric,
+    )
+
+
+def _shuffled(
+    graphs: CrystalGraphs,
+    chosen: NDArray[np.int64],
+    max_edges: int,
+    device: str | torch.device,
+    share: int = 0,
+    n_shares: int = 1,
+) -> Batches:
+    """Return what yields the batches of one epoch over the chosen crystals, in single precision.
+
+    Of every ``n_shares`` batches only number ``share`` is made; if fewer are left at the end, none is.
+    """
 
     def batches(generator: torch.Generator | None) -> Iterator[CrystalBatch]:
         order = chosen
         if generator is not None:
             order = chosen[torch.randperm(len(chosen), generator=generator).numpy()]
         waiting = order[:0]
+        together: list[NDArray[np.int64]] = []
         for crystals in graphs.batches(max_edges, order):
             crystals = np.concatenate([waiting, crystals])
             waiting = order[:0]
             if generator is not None and graphs.n_sites[crystals].sum() == 1:
                 waiting = crystals  # batch normalisation needs two sites
-            else:
-                yield graphs.batch(crystals).to("cpu", torch.float32)
+                continue
+            together.append(crystals)
+            if len(together) == n_shares:
+                yield graphs.batch(together[share]).to(device, torch.float32)
+                together = []
 
     return batches

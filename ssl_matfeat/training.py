@@ -1,17 +1,26 @@
-"""One training loop for everything that is trained here; it knows nothing of the model, nor of what a batch holds."""
+"""One training loop for everything that is trained here, and the devices and processes that it can run on.
+
+It knows nothing of the model, nor of what a batch holds.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Batch = TypeVar("Batch")
 Losses = dict[str, Tensor]
@@ -19,6 +28,8 @@ Losses = dict[str, Tensor]
 LossFunction = Callable[[Batch, torch.Generator], Losses]
 Batches = Callable[[torch.Generator | None], Iterator[Batch]]
 """Yields the batches of one epoch: in an order drawn from the generator, or as stored for None."""
+History = list[dict[str, Any]]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,14 @@ def train(
     options: TrainingOptions,
     checkpoint: Path | None = None,
     parameter_groups: list[dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
+    fabric: Fabric | None = None,
+) -> History:
     """Train ``model`` in place and return its history, one dict of mean losses an epoch.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Whose parameters ``losses_of`` uses.
+        Whose parameters ``losses_of`` uses; on the device of the batches.
     losses_of : callable
         (batch, generator) → named losses.
     batches, validation_batches : callable
@@ -70,6 +82,10 @@ def train(
         never stopped: every epoch draws from a generator seeded by (random_state, epoch).
     parameter_groups : list of dict or None
         In torch's form, for parts with an ``lr`` of their own; None is all parameters of ``model``.
+    fabric : lightning_fabric.Fabric or None
+        Launched: gives the precision of training, and the other processes, which must start from the same
+        parameters, and to which ``batches`` and ``n_batches`` give their own share of the batches. Process 0
+        alone validates and writes. None is one process in the precision of the parameters.
 
     Returns
     -------
@@ -82,10 +98,12 @@ def train(
     identity = _identity(options, model, n_batches)
     highest_lr = [group["lr"] for group in optimizer.param_groups]
     average = copy.deepcopy(model) if options.ema_decay is not None else None
+    rank = 0 if fabric is None else fabric.global_rank
+    device = next(model.parameters()).device
     best: dict[str, Any] | None = None
-    history: list[dict[str, Any]] = []
+    history: History = []
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         if state["options"] != identity:
             raise ValueError(
                 f"{checkpoint} was written by another training ({state['options']}, and now {identity}); "
@@ -100,25 +118,32 @@ def train(
     progress = tqdm(
         total=options.max_epochs * n_batches,
         initial=len(history) * n_batches,
-        disable=not options.verbose,
+        disable=not options.verbose or rank > 0,
         unit="batch",
     )
     for epoch in range(len(history), options.max_epochs):
         if options.patience is not None and _epochs_since_best(history) >= options.patience:
             break
         generator = torch.Generator().manual_seed(_seed(options.random_state, epoch))
+        # All processes draw the same order of batches, but each its own damage.
+        seed = _seed(options.random_state, epoch, rank)
+        own = generator if rank == 0 else torch.Generator().manual_seed(seed)
         model.train()
         record = _Mean()
-        with torch.random.fork_rng():  # dropout draws from the global generator
-            torch.manual_seed(_seed(options.random_state, epoch))
+        # Dropout draws from the global generator of the device.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
             for step, batch in enumerate(batches(generator)):
                 done = epoch + step / n_batches
                 for group, lr in zip(optimizer.param_groups, highest_lr, strict=True):
                     group["lr"] = lr * _schedule(options, done)
-                losses = losses_of(batch, generator)
+                with nullcontext() if fabric is None else fabric.autocast():
+                    losses = losses_of(batch, own)
                 total = torch.stack(list(losses.values())).sum()
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()
+                if fabric is not None and fabric.world_size > 1:
+                    _average_gradients(model, fabric)
                 nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
                 optimizer.step()
                 if average is not None and options.ema_decay is not None:
@@ -129,25 +154,29 @@ def train(
                     )
                 record.add(losses)
                 progress.update()
+        trained = record.means()
         scores: dict[str, float] = {}
         kept = (average or model).state_dict()
-        if validation_batches is not None:
+        if validation_batches is not None and rank == 0:
             # The loss function holds `model`, so the kept parameters visit it for the length of the validation.
             current = copy.deepcopy(model.state_dict())
             model.load_state_dict(kept)
             scores = evaluate(model, losses_of, validation_batches, options.random_state)
             model.load_state_dict(current)
+        if fabric is not None and fabric.world_size > 1:
+            trained = _mean_of_processes(trained, fabric)
+            scores = fabric.broadcast(scores)
         history.append(
             {
                 "epoch": epoch + 1,
-                **{f"train_{name}": value for name, value in record.means().items()},
+                **{f"train_{name}": value for name, value in trained.items()},
                 **{f"validation_{name}": value for name, value in scores.items()},
             }
         )
         if options.patience is not None and _epochs_since_best(history) == 0:
             best = copy.deepcopy(kept)
-        progress.set_postfix(total=sum((scores or record.means()).values()))
-        if checkpoint is not None:
+        progress.set_postfix(total=sum((scores or trained).values()))
+        if checkpoint is not None and rank == 0:
             _save(
                 checkpoint,
                 {
@@ -163,6 +192,99 @@ def train(
     model.load_state_dict(best or (average or model).state_dict())
     model.eval()
     return history
+
+
+def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
+    """Return what trains on other devices, in other precisions and in several processes.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda"`` or one of several, such as ``"cuda:1"``.
+    precision : {"32-true", "bf16-mixed"}
+        Of the training.
+    n_devices : int
+        Processes, one for each GPU, or all on the CPU.
+
+    Returns
+    -------
+    lightning_fabric.Fabric or None
+        None where a plain loop does: one process on the CPU in single precision.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is off, or there are fewer devices.
+    ImportError
+        If Lightning Fabric is needed and not installed.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', ..., got {device!r}")
+    if index and n_devices > 1:
+        raise ValueError(f"{device=} is one device, but {n_devices=}; set device={kind!r}")
+    available = torch.cuda.device_count()
+    if kind == "cuda" and available < max(n_devices, int(index or 0) + 1):
+        raise ValueError(
+            f"{device=} and {n_devices=}, but torch sees {available} CUDA devices; choose fewer, or set device='cpu'"
+        )
+    if (kind, precision, n_devices) == ("cpu", "32-true", 1):
+        return None
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise ImportError(
+            f"{device=}, {precision=} and {n_devices=} need Lightning Fabric; "
+            "pip install 'ssl-matfeat[distributed]', or keep device='cpu', precision='32-true' and n_devices=1"
+        ) from error
+    return Fabric(
+        accelerator=kind,
+        devices=[int(index)] if kind == "cuda" and index else n_devices,
+        strategy="ddp_spawn" if n_devices > 1 else "auto",
+        precision=cast(Precision, precision),
+    )
+
+
+def launch(
+    fabric: Fabric, learn: Callable[[Fabric, nn.Module], History], model: nn.Module
+) -> History:
+    """Let ``learn`` train ``model`` in all processes; afterwards ``model`` is as it is in process 0.
+
+    Parameters
+    ----------
+    fabric : lightning_fabric.Fabric
+        From `make_fabric`.
+    learn : callable
+        (fabric, model) → history; trains the model in place. For several processes it must be picklable.
+    model : torch.nn.Module
+        To be trained, on the CPU, where it stays.
+
+    Returns
+    -------
+    list of dict
+        What ``learn`` returned in process 0.
+    """
+    with TemporaryDirectory() as folder:
+        # Fabric itself returns what fits into a pipe; more would block its processes for ever.
+        result = Path(folder) / "result"
+        fabric.launch(partial(_learn, learn=learn, model=model, result=result))
+        written = torch.load(result, weights_only=True, map_location="cpu")
+    model.load_state_dict(written["model"])
+    return cast(History, written["history"])
+
+
+def _learn(
+    fabric: Fabric,
+    learn: Callable[[Fabric, nn.Module], History],
+    model: nn.Module,
+    result: Path,
+) -> None:
+    own = copy.deepcopy(model)  # torch shares the memory of a spawned module among the processes
+    history = learn(fabric, own)
+    if fabric.is_global_zero:
+        torch.save({"model": own.state_dict(), "history": history}, result)
 
 
 @torch.no_grad()
@@ -197,7 +319,7 @@ class _Mean:
         return {name: total / self._count for name, total in self._sums.items()}
 
 
-def _epochs_since_best(history: list[dict[str, Any]]) -> int:
+def _epochs_since_best(history: History) -> int:
     """Return how long ago the sum of the validation losses was lowest, in epochs; 0 before the first."""
     if not history:
         return 0
@@ -208,8 +330,8 @@ def _epochs_since_best(history: list[dict[str, Any]]) -> int:
     return len(totals) - 1 - totals.index(min(totals))
 
 
-def _seed(random_state: int, epoch: int) -> int:
-    return 1_000_003 * random_state + epoch + 1
+def _seed(random_state: int, epoch: int, rank: int = 0) -> int:
+    return 1_000_003 * random_state + 10_007 * rank + epoch + 1
 
 
 def _identity(options: TrainingOptions, model: nn.Module, n_batches: int) -> dict[str, Any]:
@@ -235,6 +357,21 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         slow.lerp_(fast, 1 - decay)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(current)
+
+
+def _average_gradients(model: nn.Module, fabric: Fabric) -> None:
+    """Set the gradients of all processes to their mean; the same parameters have one in each."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    joined = torch.cat([gradient.flatten() for gradient in gradients])
+    mean = cast(Tensor, fabric.all_reduce(joined, reduce_op="mean"))
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _mean_of_processes(values: dict[str, float], fabric: Fabric) -> dict[str, float]:
+    joined = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
+    mean = cast(Tensor, fabric.all_reduce(joined, reduce_op="mean"))
+    return dict(zip(values, mean.tolist(), strict=True))
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

@@ -54,7 +54,12 @@ def main(
 ) -> None:
     """Train both encoders, unless they are in the cache, and score their default features."""
     loaded = [load_task(name, data, limit) for name in task]
-    benchmark = [s for of_task in loaded for s in of_task.X if len(s) <= MAX_SITES]
+    benchmark = [
+        item
+        for of_task in loaded
+        for item in of_task.X
+        if isinstance(item, Structure) and len(item) <= MAX_SITES
+    ]
     if len(benchmark) > n_crystals / 2:
         raise typer.BadParameter(
             f"{len(benchmark)} benchmark crystals need --n-crystals of at least {2 * len(benchmark)}"

@@ -9,6 +9,8 @@ from torch import nn
 
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pretext.context import ContextTask
+from ssl_matfeat.pretext.elements import PropertyTask, ReplacedTask
+from ssl_matfeat.pretext.geometry import DenoisingTask, StrainTask
 from ssl_matfeat.pretext.paper import ContrastiveTask, PredictiveTask
 from ssl_matfeat.training import Losses
 
@@ -16,6 +18,10 @@ TASKS: dict[str, tuple[type[nn.Module], str]] = {
     "context": (ContextTask, "context"),
     "predictive": (PredictiveTask, "cgcnn"),
     "contrastive": (ContrastiveTask, "cgcnn"),
+    "property": (PropertyTask, "cgcnn"),
+    "replaced": (ReplacedTask, "cgcnn"),
+    "denoising": (DenoisingTask, "cgcnn"),
+    "strain": (StrainTask, "cgcnn"),
 }
 """The tasks by name, and the encoder that each of them trains."""
 

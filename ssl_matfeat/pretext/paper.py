@@ -12,7 +12,7 @@ from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
 from ssl_matfeat.encoder import CGCNNEncoder
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pooling import pool_mean
-from ssl_matfeat.pretext.damage import choose_sites, supercell
+from ssl_matfeat.pretext.damage import hide_atoms, supercell
 from ssl_matfeat.training import Losses
 
 N_GROUPS, N_PERIODS = 19, 9
@@ -78,23 +78,20 @@ class PredictiveTask(nn.Module):
         self, encoder: CGCNNEncoder, batch: CrystalBatch, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return logits and classes of what was hidden, by the name of the task."""
-        hidden = choose_sites(batch, self.mask_ratio, generator)  # (n_sites,) bool
-        neighbor, center = batch.edge_index
-        hidden_edge = hidden[neighbor] | hidden[center]  # (n_edges,)
-        nodes = encoder.indicators[batch.numbers].masked_fill(hidden[:, None], 0)
-        gaussians = encoder.expand(batch.distance)
-        x = encoder.embed(batch, nodes, gaussians.masked_fill(hidden_edge[:, None], 0))[-1]
-        edge = x[neighbor[hidden_edge]] + x[center[hidden_edge]]
-        numbers = batch.numbers[hidden]
+        hidden = hide_atoms(encoder, batch, self.mask_ratio, generator)
+        x = encoder.embed(batch, hidden.node_input, hidden.edge_input)[-1]
+        neighbor, center = batch.edge_index[:, hidden.edges]
+        edge = x[neighbor] + x[center]
+        numbers = batch.numbers[hidden.sites]
         logits = {
-            "group": self.predict_group(x[hidden]),
-            "period": self.predict_period(x[hidden]),
+            "group": self.predict_group(x[hidden.sites]),
+            "period": self.predict_period(x[hidden.sites]),
             "edge": self.predict_distance(edge),
         }
         targets = {
             "group": self.group[numbers],
             "period": self.period[numbers],
-            "edge": gaussians[hidden_edge].argmax(dim=1),
+            "edge": hidden.gaussians[hidden.edges].argmax(dim=1),
         }
         return logits, targets
 
