@@ -231,32 +231,48 @@ def paper_table(
 def learning_table(reports: Reports) -> str:
     """Return the error at each number of labels, with the head chosen on inner folds."""
     rows = []
-    for (task, name), report in reports.items():
-        curve = [fold_maes(report, CHOSEN, labels=n) for n in learning_curves.LABELS]
-        if any(maes is not None for maes in curve):
-            rows.append([task, name, *(_with_spread(maes, report["unit"]) for maes in curve)])
+    for task, name in sorted(reports):
+        curve = learning_curve(reports, task, name)
+        if curve is not None:
+            unit = reports[task, name]["unit"]
+            rows.append([task, name, *(_with_spread(maes, unit) for maes in curve)])
     return csv_table(["task", "features", *(f"{n} labels" for n in learning_curves.LABELS)], rows)
 
 
+def learning_curve(reports: Reports, task: str, name: str) -> NDArray[np.float64] | None:
+    """Return the error of each number of labels and fold, or None if the table is not finished."""
+    report = reports.get((task, name))
+    curve = [fold_maes(report, CHOSEN, labels=n) for n in learning_curves.LABELS]
+    finished = [maes for maes in curve if maes is not None]
+    return np.array(finished) if len(finished) == len(curve) else None
+
+
 def plot_learning(reports: Reports, path: Path) -> None:
-    """Draw the learning curves, one panel a task."""
+    """Draw the learning curves, one panel a task that has any."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    curves = {
+        (task, name): curve
+        for task in learning_curves.TASKS
+        for name in learning_curves.ROWS
+        if (curve := learning_curve(reports, task, name)) is not None
+    }
+    tasks = list(dict.fromkeys(task for task, _ in curves))
+    if not tasks:
+        return
     matplotlib.rcParams["svg.hashsalt"] = path.name  # else every file has other ids
-    counts = learning_curves.LABELS
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    panels = figure.subplots(1, len(learning_curves.TASKS))
-    for panel, task in zip(panels, learning_curves.TASKS, strict=True):
-        panel.set(title=task, xlabel="training labels")
-        for name in learning_curves.ROWS:
-            curve = [fold_maes(reports.get((task, name)), CHOSEN, labels=n) for n in counts]
-            finished = [maes for maes in curve if maes is not None]
-            if len(finished) == len(counts):
-                means, spreads = np.mean(finished, axis=1), np.std(finished, axis=1)
-                panel.errorbar(counts, means, yerr=spreads, marker="o", capsize=3, label=name)
-                panel.set(xscale="log", yscale="log")
-                panel.legend()
+    figure = Figure(figsize=(4.5 * len(tasks), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for task, panel in zip(tasks, panels, strict=True):
+        panel.set(title=task, xlabel="training labels", xscale="log", yscale="log")
+        for (of_task, name), curve in curves.items():
+            if of_task == task:
+                means, spreads = curve.mean(axis=1), curve.std(axis=1)
+                panel.errorbar(
+                    learning_curves.LABELS, means, yerr=spreads, marker="o", capsize=3, label=name
+                )
+        panel.legend()
     panels[0].set_ylabel("mean absolute error")
     figure.savefig(path, metadata={"Date": None})
 
