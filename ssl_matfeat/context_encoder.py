@@ -145,6 +145,7 @@ class ContextEncoder(nn.Module):
         geometry = self.scale_geometry(
             geometric_channels(batch).to(dtype)
         )  # (n_sites, n_geometric)
+        weight, total = (w.to(dtype) for w in shell_weights(batch))
         batch = batch.to(batch.numbers.device, dtype)
         atom = self.embed(self.properties[batch.numbers]) + self.identity(batch.numbers)
         gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
@@ -168,7 +169,6 @@ class ContextEncoder(nn.Module):
 
         # From here on nothing is told how long a bond is, only how the lengths in a shell compare: lengths, shapes
         # and volumes are what is predicted.
-        weight, total = shell_weights(batch)
         around = torch.zeros_like(atom).index_add(
             0, center, weight[:, None] * atom.index_select(0, neighbor)
         )

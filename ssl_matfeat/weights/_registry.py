@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from ssl_matfeat.context_encoder import ContextEncoder
@@ -204,7 +205,9 @@ def _from_bytes(data: bytes, origin: str) -> tuple[Encoder, dict[str, Any]]:
             f"{origin} has format {card_format}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
         )
     try:
-        encoder = build_encoder(card["config"])
+        # Loading must not shift the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            encoder = build_encoder(card["config"])
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(
