@@ -6,6 +6,8 @@ None of them depends on orientation, origin, cell or order of the atoms.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +105,7 @@ class _PaiNNUpdate(nn.Module):
         return x + add + product * (left * right).sum(1), vectors + scale[:, None, :] * left
 
 
-class _PyGLayers(nn.Module):
+class _PyGLayers(nn.Module, ABC):
     """Residual layers of PyG: x + silu(layer(norm(x))).
 
     The layers must not add loops of their own: to do so PyG first removes the loops that there are, and in a periodic
@@ -116,11 +118,13 @@ class _PyGLayers(nn.Module):
         self.layers = nn.ModuleList(self.layer(n_channels) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(n_channels) for _ in range(n_layers))
 
+    @abstractmethod
     def layer(self, n_channels: int) -> nn.Module:
-        raise NotImplementedError
+        """Return one new layer."""
 
+    @abstractmethod
     def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
-        raise NotImplementedError
+        """Return what a layer makes of the states, (n_sites, n_channels)."""
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the states after all layers, (n_sites, n_channels)."""

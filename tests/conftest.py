@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pymatgen.core import Element, Lattice, Structure
@@ -154,3 +155,37 @@ def weight_files(tmp_path_factory):
         files[encoder] = folder / f"{encoder}.safetensors"
         save_weights(files[encoder], untrained(encoder))
     return files
+
+
+SMALL_PRETRAINING = {
+    "n_channels": 8,
+    "batch_size": 1000,
+    "validation_fraction": 0.2,
+    "ema_decay": 0.9,
+}
+
+
+def state_of(pretrainer):
+    return pretrainer.weights_.encoder.state_dict()
+
+
+def same_numbers(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def total_loss(record, which):
+    return sum(value for name, value in record.items() if name.startswith(which))
+
+
+def write_parquet(structures, path, index=None, **columns):
+    frame = pd.DataFrame(
+        {
+            "numbers": [[site.specie.Z for site in s] for s in structures],
+            "lattice": [s.lattice.matrix.ravel() for s in structures],
+            "frac_coords": [s.frac_coords.ravel() for s in structures],
+            **columns,
+        },
+        index=index,
+    )
+    frame.to_parquet(path)
+    return path

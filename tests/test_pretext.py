@@ -69,11 +69,11 @@ def costs_of_constants(structures):
 )
 def test_training_beats_a_constant(small_crystals, task, names):
     X = small_crystals[0]
-    pretrainer = SSLPretrainer(task, n_channels=16, batch_size=1000, max_epochs=40, lr=1e-2).fit(X)
+    pretrainer = SSLPretrainer(task, n_channels=16, batch_size=1000, max_epochs=60, lr=1e-2).fit(X)
     constant = costs_of_constants(X)
     for name in names:
         losses = [record[f"train_{name}"] for record in pretrainer.history_]
-        assert np.mean(losses[-5:]) < 0.97 * constant[name]
+        assert np.mean(losses[-5:]) < 0.95 * constant[name]
         assert np.mean(losses[:1]) > 0.95 * constant[name]  # it was learned, not given away
 
 

@@ -42,7 +42,7 @@ def model(crystals):
 
 
 @pytest.fixture(scope="module")
-def Xy(small_crystals):  # noqa: N802
+def labelled(small_crystals):
     X, y = small_crystals
     return X[:24], y[:24]
 
@@ -76,47 +76,47 @@ def test_clone_and_set_params(cls, weight_files):
         cls().set_params(cutoff=3)
 
 
-def test_clone_forgets_what_was_fitted(featurizer, Xy):
-    assert not [name for name in vars(clone(featurizer.fit(Xy[0]))) if name.endswith("_")]
+def test_clone_forgets_what_was_fitted(featurizer, labelled):
+    assert not [name for name in vars(clone(featurizer.fit(labelled[0]))) if name.endswith("_")]
 
 
-def test_fit_changes_no_parameter_and_is_idempotent(featurizer, Xy):
+def test_fit_changes_no_parameter_and_is_idempotent(featurizer, labelled):
     before = featurizer.get_params()
-    first = featurizer.fit(Xy[0]).transform(Xy[0])
-    assert featurizer.fit(Xy[0]) is featurizer
-    second = featurizer.fit(Xy[0], Xy[1]).transform(Xy[0])
+    first = featurizer.fit(labelled[0]).transform(labelled[0])
+    assert featurizer.fit(labelled[0]) is featurizer
+    second = featurizer.fit(labelled[0], labelled[1]).transform(labelled[0])
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, clone(featurizer).fit_transform(Xy[0]))
+    np.testing.assert_array_equal(first, clone(featurizer).fit_transform(labelled[0]))
     assert featurizer.get_params() == before
 
 
-def test_transform_changes_neither_parameters_nor_input(featurizer, Xy):
-    featurizer.fit(Xy[0])
-    kept, structures = featurizer.get_params(), [s.copy() for s in Xy[0]]
+def test_transform_changes_neither_parameters_nor_input(featurizer, labelled):
+    featurizer.fit(labelled[0])
+    kept, structures = featurizer.get_params(), [s.copy() for s in labelled[0]]
     states = featurizer.pretrained_.encoder.state_dict()
     states = {key: value.clone() for key, value in states.items()}
-    featurizer.transform(Xy[0])
+    featurizer.transform(labelled[0])
     assert featurizer.get_params() == kept
-    assert structures == Xy[0]
+    assert structures == labelled[0]
     after = featurizer.pretrained_.encoder.state_dict()
     assert all(bool((states[key] == after[key]).all()) for key in states)
 
 
-def test_transform_needs_no_fit(featurizer, Xy):
-    alone = clone(featurizer).transform(Xy[0])
-    np.testing.assert_array_equal(alone, featurizer.fit(Xy[0]).transform(Xy[0]))
+def test_transform_needs_no_fit(featurizer, labelled):
+    alone = clone(featurizer).transform(labelled[0])
+    np.testing.assert_array_equal(alone, featurizer.fit(labelled[0]).transform(labelled[0]))
     assert not featurizer.__sklearn_tags__().requires_fit
     assert not featurizer.__sklearn_tags__().input_tags.two_d_array
 
 
-def test_there_is_no_n_features_in(featurizer, Xy):
-    assert not hasattr(featurizer.fit(Xy[0]), "n_features_in_")
+def test_there_is_no_n_features_in(featurizer, labelled):
+    assert not hasattr(featurizer.fit(labelled[0]), "n_features_in_")
 
 
-def test_pickled_one_gives_the_same(featurizer, Xy):
-    expected = featurizer.fit(Xy[0]).transform(Xy[0])
+def test_pickled_one_gives_the_same(featurizer, labelled):
+    expected = featurizer.fit(labelled[0]).transform(labelled[0])
     loaded = pickle.loads(pickle.dumps(featurizer))
-    np.testing.assert_array_equal(loaded.transform(Xy[0]), expected)
+    np.testing.assert_array_equal(loaded.transform(labelled[0]), expected)
     assert loaded.get_params() == featurizer.get_params()
 
 
@@ -126,20 +126,20 @@ def test_repr_shows_what_was_changed():
     assert shown == "SSLAtomFeaturizer(dtype='float64', layers=(0,))"
 
 
-def test_feature_names_follow_set_params(crystals, Xy):
-    crystals.fit(Xy[0])
+def test_feature_names_follow_set_params(crystals, labelled):
+    crystals.fit(labelled[0])
     names = list(crystals.get_feature_names_out())
     assert names[:2] == ["mean of Number", "mean of MendeleevNumber"]
     crystals.set_params(layers=("cell",))
     assert crystals.get_feature_names_out()[0] == "density"
-    assert crystals.transform(Xy[0]).shape[1] == len(crystals.get_feature_names_out())
+    assert crystals.transform(labelled[0]).shape[1] == len(crystals.get_feature_names_out())
     crystals.set_params(layers=(0,), pooling=("min", "sum"))
     assert list(crystals.get_feature_names_out()[:2]) == ["min of NE0[0]", "sum of NE0[0]"]
-    assert crystals.transform(Xy[0]).shape[1] == len(crystals.get_feature_names_out()) == 32
+    assert crystals.transform(labelled[0]).shape[1] == len(crystals.get_feature_names_out()) == 32
 
 
-def test_every_container_of_structures_gives_the_same(featurizer, Xy):
-    X = Xy[0]
+def test_every_container_of_structures_gives_the_same(featurizer, labelled):
+    X = labelled[0]
     array = np.empty(len(X), dtype=object)
     for i, structure in enumerate(X):
         array[i] = structure
@@ -157,13 +157,13 @@ def test_one_structure_is_refused_by_name(featurizer):
 
 
 @pytest.mark.parametrize("as_frame", [False, True])
-def test_pandas_output_keeps_the_index(crystals, Xy, as_frame):
+def test_pandas_output_keeps_the_index(crystals, labelled, as_frame):
     crystals.set_output(transform="pandas")
-    X = pd.Series(Xy[0], index=np.arange(100, 124))
+    X = pd.Series(labelled[0], index=np.arange(100, 124))
     result = crystals.fit_transform(X.to_frame("s") if as_frame else X)
     assert list(result.index) == list(X.index)
     assert list(result.columns) == list(crystals.get_feature_names_out())
-    assert list(crystals.transform(Xy[0]).index) == list(range(24))
+    assert list(crystals.transform(labelled[0]).index) == list(range(24))
 
 
 def test_pandas_output_of_sites_has_two_levels(sites):
@@ -182,41 +182,41 @@ def test_pandas_output_of_sites_has_two_levels(sites):
     assert list(result.columns) == list(sites.get_feature_names_out())
 
 
-def test_pipeline_fits_and_predicts(model, Xy):
-    X, y = Xy
+def test_pipeline_fits_and_predicts(model, labelled):
+    X, y = labelled
     assert model.fit(X, y).score(X, y) > 0.9
     assert model[:-1].get_feature_names_out()[0] == "mean of Number"
 
 
-def test_column_transformer_beside_a_column_of_numbers(crystals, Xy):
-    frame = pd.DataFrame({"structure": Xy[0], "pressure": np.arange(24.0)})
+def test_column_transformer_beside_a_column_of_numbers(crystals, labelled):
+    frame = pd.DataFrame({"structure": labelled[0], "pressure": np.arange(24.0)})
     for column in ("structure", ["structure"]):
         columns = ColumnTransformer(
             [("ssl", crystals, column), ("number", "passthrough", ["pressure"])]
         )
         result = columns.set_output(transform="pandas").fit_transform(frame)
         assert result["number__pressure"].tolist() == list(range(24))
-        np.testing.assert_array_equal(result.iloc[:, :-1], crystals.fit_transform(Xy[0]))
+        np.testing.assert_array_equal(result.iloc[:, :-1], crystals.fit_transform(labelled[0]))
         assert result.columns[0] == "ssl__mean of Number"
 
 
-def test_feature_union(weight_files, Xy):
+def test_feature_union(weight_files, labelled):
     parts = [
         (name, SSLStructureFeaturizer(weight_files[name], (1,), pooling=("mean",)))
         for name in ("cgcnn", "context")
     ]
-    union = FeatureUnion(parts).fit(Xy[0])
-    separate = np.hstack([part.transform(Xy[0]) for _, part in parts])
-    np.testing.assert_array_equal(union.transform(Xy[0]), separate)
+    union = FeatureUnion(parts).fit(labelled[0])
+    separate = np.hstack([part.transform(labelled[0]) for _, part in parts])
+    np.testing.assert_array_equal(union.transform(labelled[0]), separate)
     assert union.get_feature_names_out()[0] == "cgcnn__mean of NE1[0]"
 
 
-def test_grid_search_over_layers_and_weights(model, weight_files, Xy):
+def test_grid_search_over_layers_and_weights(model, weight_files, labelled):
     grid = {
         "sslstructurefeaturizer__layers": [("element",), (0, 1)],
         "sslstructurefeaturizer__weights": list(weight_files.values()),
     }
-    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*Xy)
+    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*labelled)
     scores = dict(
         zip(
             map(str, search.cv_results_["params"]),
@@ -229,20 +229,20 @@ def test_grid_search_over_layers_and_weights(model, weight_files, Xy):
     raw = [score for name, score in scores.items() if "element" in name]
     assert raw[0] == raw[1]
     assert learned[0] != learned[1]
-    assert search.predict(Xy[0]).shape == (24,)
+    assert search.predict(labelled[0]).shape == (24,)
 
 
-def test_grid_search_over_bundled_weights(Xy):
+def test_grid_search_over_bundled_weights(labelled):
     model = Pipeline([("ssl", SSLStructureFeaturizer(layers=(0, 1, 2))), ("ridge", Ridge())])
     grid = {"ssl__weights": ["default", "paper-predictive"]}
-    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*Xy)
+    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*labelled)
     assert len(set(search.cv_results_["mean_test_score"])) == 2
 
 
-def test_cross_validation_in_two_processes(model, Xy):
-    alone = cross_val_score(model, *Xy, cv=3, error_score="raise")
+def test_cross_validation_in_two_processes(model, labelled):
+    alone = cross_val_score(model, *labelled, cv=3, error_score="raise")
     np.testing.assert_allclose(
-        cross_val_score(model, *Xy, cv=3, n_jobs=2, error_score="raise"),
+        cross_val_score(model, *labelled, cv=3, n_jobs=2, error_score="raise"),
         alone,
         rtol=1e-3,
         atol=1e-3,
@@ -267,9 +267,9 @@ def test_errors_of_two_processes_name_the_right_item(crystals, elastic):
 
 
 @pytest.mark.parametrize("ensemble", [VotingRegressor, StackingRegressor])
-def test_ensembles_of_pipelines(ensemble, crystals, model, Xy):
+def test_ensembles_of_pipelines(ensemble, crystals, model, labelled):
     trees = make_pipeline(clone(crystals), ExtraTreesRegressor(20, random_state=0))
-    both = ensemble([("linear", model), ("trees", trees)]).fit(*Xy)
-    predicted = both.predict(Xy[0])
+    both = ensemble([("linear", model), ("trees", trees)]).fit(*labelled)
+    predicted = both.predict(labelled[0])
     assert predicted.shape == (24,)
-    assert np.corrcoef(predicted, Xy[1])[0, 1] > 0.8
+    assert np.corrcoef(predicted, labelled[1])[0, 1] > 0.8

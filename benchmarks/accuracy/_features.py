@@ -265,7 +265,7 @@ def _orbital_field_matrix() -> Any:
 
 def _soap(X: Sequence[Structure]) -> NDArray[np.floating]:
     """SOAP with compression mu2: its length does not grow with the number of elements, which weigh by Z."""
-    from dscribe.descriptors import SOAP  # type: ignore
+    from dscribe.descriptors import SOAP
     from pymatgen.io.ase import AseAtomsAdaptor
 
     symbols = [Element.from_Z(z).symbol for z in range(1, 104)]

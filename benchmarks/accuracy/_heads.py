@@ -12,21 +12,14 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics.pairwise import euclidean_distances, manhattan_distances
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ssl_matfeat.block_kernel import BlockKernelRidge
+from ssl_matfeat.block_kernel import KERNELS, BlockKernelRidge
 
 N_INNER_FOLDS = 3
 Matrix = NDArray[np.float64]
-
-_DISTANCE: dict[str, Callable[..., Matrix]] = {
-    "rbf": lambda A, B=None: euclidean_distances(A, B, squared=True),
-    "laplacian": manhattan_distances,
-}
-"""The kernels are exp(-gamma * distance)."""
 
 
 class KernelRidgeCV(RegressorMixin, BaseEstimator):
@@ -88,7 +81,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         rows = np.random.default_rng(self.random_state).permutation(len(X))[: self.max_search]
         errors: dict[tuple[str, float, float], float] = {}
         for kernel in self.kernels:
-            distance = _DISTANCE[kernel](X[rows])
+            distance = KERNELS[kernel](X[rows])
             # Half of the pairs are closer than this; identical rows alone would make it zero.
             median = np.median(distance[np.triu_indices(len(rows), 1)]) or 1.0
             for factor in self.gammas:
@@ -99,7 +92,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         self.best_ = min(errors, key=errors.__getitem__)
 
         kernel, self.gamma_, alpha = self.best_
-        K = np.exp(-self.gamma_ * _DISTANCE[kernel](X))
+        K = np.exp(-self.gamma_ * KERNELS[kernel](X))
         (self.inner_prediction_,) = self._inner(K, y, (alpha,))
         self.X_fit_, self.y_mean_ = X, float(y.mean())
         self.dual_coef_ = _solve(K, y - self.y_mean_, alpha)
@@ -107,7 +100,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the predictions, (n_samples,)."""
-        distance = _DISTANCE[self.best_[0]](np.asarray(X, dtype=np.float64), self.X_fit_)
+        distance = KERNELS[self.best_[0]](np.asarray(X, dtype=np.float64), self.X_fit_)
         return np.exp(-self.gamma_ * distance) @ self.dual_coef_ + self.y_mean_
 
     def _inner(self, K: Matrix, y: Matrix, alphas: tuple[float, ...]) -> Matrix:

@@ -119,7 +119,7 @@ def run_cells(
 def _score(
     data: Data, features: Features, head: str, fold: str, seed: int, labels: int | None
 ) -> Cell:
-    train, test = _rows(data, fold, seed, labels)
+    train, test = split_rows(data, fold, seed, labels)
     found = predict(data, features, head, fold, seed, labels)
     return Cell(
         head=head,
@@ -164,7 +164,7 @@ def predict(
         )
     else:
         start = time.perf_counter()
-        train, test = _rows(data, fold, seed, labels)
+        train, test = split_rows(data, fold, seed, labels)
         X, y = features.values[train], data.y[train]
         model = HEADS[head](seed, features.block_sizes).fit(X, y)
         predicted = model.predict(features.values[test])
@@ -175,7 +175,8 @@ def predict(
     return found
 
 
-def _rows(data: Data, fold: str, seed: int, labels: int | None) -> Split:
+def split_rows(data: Data, fold: str, seed: int, labels: int | None) -> Split:
+    """Return training and test rows of a fold, of the former only ``labels`` random ones if that is given."""
     train, test = data.splits[fold]
     return np.random.default_rng(seed).permutation(train)[:labels] if labels else train, test
 
@@ -214,8 +215,12 @@ def _write_cells(path: Path, data: Data, name: str, features: Features, cells: l
         "checksum": features.checksum,
         "versions": versions(),
     }
-    # One line a cell, so that a diff shows which were added.
-    lines = ",\n".join(f"  {json.dumps(asdict(cell))}" for cell in cells)
+    write_report(path, head, [asdict(cell) for cell in cells])
+
+
+def write_report(path: Path, head: dict[str, Any], cells: list[dict[str, Any]]) -> None:
+    """Write JSON with one line a cell, so that a diff shows which were added."""
+    lines = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
     text = f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

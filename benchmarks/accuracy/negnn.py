@@ -19,7 +19,16 @@ import numpy as np
 import torch
 import typer
 from _published import PUBLISHED
-from _runner import DataOption, LimitOption, versions
+from _runner import (
+    FOLDS,
+    DataOption,
+    FoldsOption,
+    LimitOption,
+    TaskOption,
+    split_rows,
+    versions,
+    write_report,
+)
 from _tasks import DATA_HOME, Data, load_task
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from tqdm import tqdm
@@ -36,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssl+raw": {"node_features": "ssl+raw"},
 }
 """Parameters that a variant changes."""
+TASKS = ["jdft2d", "phonons"]
+ROWS = ["default"]
+SEEDS = [0]
 
 
 @dataclass(frozen=True)
@@ -64,10 +76,10 @@ class Cell:
 
 
 def main(
-    task: Annotated[list[str], typer.Option("--task")] = ["jdft2d", "phonons"],  # noqa: B006
-    variant: Annotated[list[str], typer.Option("--variant")] = ["default"],  # noqa: B006
-    folds: Annotated[list[str], typer.Option("--folds")] = list("01234"),  # noqa: B006
-    seed: Annotated[list[int], typer.Option("--seed")] = [0],  # noqa: B006
+    task: TaskOption = TASKS,
+    variant: Annotated[list[str], typer.Option("--variant")] = ROWS,
+    folds: FoldsOption = FOLDS,
+    seed: Annotated[list[int], typer.Option("--seed")] = SEEDS,
     labels: Annotated[list[int] | None, typer.Option("--labels")] = None,
     limit: LimitOption = None,
     data: DataOption = DATA_HOME,
@@ -95,9 +107,7 @@ def main(
 
 def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Cell:
     start = time.perf_counter()
-    train, test = data.splits[fold]
-    if labels is not None:
-        train = np.random.default_rng(seed).permutation(train)[:labels]
+    train, test = split_rows(data, fold, seed, labels)
     model = NEGNNRegressor(random_state=seed, **VARIANTS[variant])
     model.fit([data.X[i] for i in train], data.y[train])
     predicted = model.predict([data.X[i] for i in test])
@@ -136,12 +146,7 @@ def _write(path: Path, data: Data, cells: list[Cell]) -> None:
         "key": data.key,
         "versions": versions(),
     }
-    # One line a cell, so that a diff shows which were added.
-    lines = ",\n".join(f"  {json.dumps(asdict(cell))}" for cell in cells)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n ]\n}}\n')
-    part.rename(path)  # an interrupted run leaves no half file
+    write_report(path, head, [asdict(cell) for cell in cells])
 
 
 if __name__ == "__main__":

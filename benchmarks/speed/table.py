@@ -37,6 +37,8 @@ from _features import MAGPIE, block
 
 RESULTS = Path(__file__).parents[1] / "results"
 PEERS = ["magpie", MAGPIE, "sine-matrix", "soap", "crystal-nn", "orbital-field-matrix"]
+N_SITES = [1, 8, 64, 512, 2000]
+N_CRYSTALS = [100, 1000, 10_000, 100_000]
 REPEATS = 3
 COPPER = Structure(1.8 * (1 - np.eye(3)), ["Cu"], [[0, 0, 0]])
 """One site, face-centred cubic."""
@@ -157,19 +159,8 @@ def many(X: Sequence[Structure], n_crystals: Sequence[int]) -> dict[str, Any]:
 def main(
     n_structures: Annotated[int, typer.Option(help="Crystals for the comparison.")] = 200,
     peer: Annotated[list[str], typer.Option(help="A feature set to compare with.")] = PEERS,
-    sites: Annotated[list[int], typer.Option(help="Sizes, in about so many sites.")] = [  # noqa: B006
-        1,
-        8,
-        64,
-        512,
-        2000,
-    ],
-    crystals: Annotated[list[int], typer.Option(help="Numbers of crystals.")] = [  # noqa: B006
-        100,
-        1000,
-        10_000,
-        100_000,
-    ],
+    sites: Annotated[list[int], typer.Option(help="Sizes, in about so many sites.")] = N_SITES,
+    crystals: Annotated[list[int], typer.Option(help="Numbers of crystals.")] = N_CRYSTALS,
     results: Annotated[Path, typer.Option(help="Folder of the JSON.")] = RESULTS,
 ) -> None:
     """Measure, and write speed.json."""

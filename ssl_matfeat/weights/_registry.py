@@ -55,7 +55,7 @@ class Pretrained:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "safetensors" in state:
             encoder, card = _from_bytes(state["safetensors"], "the saved object")
-            self.__init__(encoder, card, state["sha256"])  # type: ignore[misc]
+            self.__dict__.update(Pretrained(encoder, card, state["sha256"]).__dict__)
             return
         if state["name"] not in list_weights():
             raise WeightsError(
