@@ -1,7 +1,5 @@
 """Structures, weights and checks that several test files share."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +11,6 @@ from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
 from ssl_matfeat.weights import Pretrained, save_weights
 from ssl_matfeat.weights._registry import build_encoder
-
-with warnings.catch_warnings():  # importing PyG warns of torch.jit, which is not ours to change
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import torch_geometric.nn  # noqa: F401
-
 
 CENTERED = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 

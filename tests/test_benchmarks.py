@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_parquet
 from sklearn.kernel_ridge import KernelRidge
 
 CHECKOUT = Path(__file__).parents[1]
@@ -175,6 +176,19 @@ def test_heads_fill_failed_rows_from_the_training_fold():
     X[3], X[:, 2] = np.nan, np.nan
     for make in HEADS.values():
         assert np.isfinite(make(0, (1, 2)).fit(X[:30], y[:30]).predict(X[30:])).all()
+
+
+def test_leakage_trains_both_encoders_and_scores_them(tmp_path, small_crystals):
+    corpus = write_parquet(small_crystals[0], tmp_path / "corpus.parquet", split="pretrain")
+    limited = ["--task", "elastic", "--limit", 15, "--n-crystals", 40, "--head", "ridge"]
+    ran = run("accuracy/leakage.py", corpus, *limited, "--results", tmp_path / "accuracy")
+    assert ran.returncode == 0, ran.stderr
+    reports = [
+        json.loads((tmp_path / "accuracy" / "elastic" / f"{name}.json").read_text())
+        for name in ("unseen", "seen")
+    ]
+    assert reports[0]["weights"] != reports[1]["weights"]
+    assert [len(report["cells"]) for report in reports] == [5, 5]
 
 
 def test_speed_table_runs(tmp_path):
