@@ -353,6 +353,7 @@ def _train_share(
         n_batches=sum(1 for _ in graphs.batches(batch_size, training)) // n_shares,
         options=options,
         checkpoint=checkpoint,
+        objective=f"tasks={pretext.weights}",
         fabric=fabric,
     )
 

@@ -59,6 +59,7 @@ def train(
     n_batches: int,
     options: TrainingOptions,
     checkpoint: Path | None = None,
+    objective: str = "",
     parameter_groups: list[dict[str, Any]] | None = None,
     fabric: Fabric | None = None,
 ) -> History:
@@ -80,6 +81,8 @@ def train(
     checkpoint : Path or None
         Written after every epoch. If it exists, training goes on from it, with the same numbers as if it had
         never stopped: every epoch draws from a generator seeded by (random_state, epoch).
+    objective : str
+        What ``losses_of`` asks for, in words; training does not go on from a checkpoint of another objective.
     parameter_groups : list of dict or None
         In torch's form, for parts with an ``lr`` of their own; None is all parameters of ``model``.
     fabric : lightning_fabric.Fabric or None
@@ -95,7 +98,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
     )
-    identity = _identity(options, model, n_batches)
+    identity = _identity(options, model, n_batches, objective)
     highest_lr = [group["lr"] for group in optimizer.param_groups]
     average = copy.deepcopy(model) if options.ema_decay is not None else None
     rank = 0 if fabric is None else fabric.global_rank
@@ -334,12 +337,14 @@ def _seed(random_state: int, epoch: int, rank: int = 0) -> int:
     return 1_000_003 * random_state + 10_007 * rank + epoch + 1
 
 
-def _identity(options: TrainingOptions, model: nn.Module, n_batches: int) -> dict[str, Any]:
+def _identity(
+    options: TrainingOptions, model: nn.Module, n_batches: int, objective: str
+) -> dict[str, Any]:
     """Return what must be the same for a training to go on from a checkpoint."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
     chosen = {name: value for name, value in asdict(options).items() if name != "verbose"}
-    return {**chosen, "n_batches": n_batches, "model": digest}
+    return {**chosen, "n_batches": n_batches, "model": digest, "objective": objective}
 
 
 def _schedule(options: TrainingOptions, done: float) -> float:

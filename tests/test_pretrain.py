@@ -269,12 +269,13 @@ def test_views_of_a_crystal_differ_and_know_each_other_best(small_crystals):
     assert similarity.diagonal().mean() > off.mean()
 
 
-def test_checkpoint_of_another_training_is_refused(small_crystals, tmp_path):
+@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"tasks": {"predictive": 2.0}}], ids=str)
+def test_checkpoint_of_another_training_is_refused(change, small_crystals, tmp_path):
     X = small_crystals[0][:20]
     options = {"tasks": "predictive", "max_epochs": 1, **SMALL_PRETRAINING}
     SSLPretrainer(**options).fit(X, checkpoint=tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="written by another training"):
-        SSLPretrainer(**{**options, "lr": 1e-4}).fit(X, checkpoint=tmp_path / "checkpoint")
+        SSLPretrainer(**(options | change)).fit(X, checkpoint=tmp_path / "checkpoint")
 
 
 def test_impossible_atomic_number_in_a_parquet_is_reported(small_crystals, tmp_path):
