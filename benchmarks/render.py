@@ -30,6 +30,8 @@ from _features import REFERENCE
 from _published import PUBLISHED, SOURCES
 from _runner import FOLDS, RESULTS
 from _tasks import HOLDOUT, TASKS
+from negnn_tables import ablation_table, fold_table, load_networks, moments_table
+from tables import csv_table, number, with_spread
 
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "benchmarks.rst"
@@ -63,7 +65,7 @@ def fold_maes(
     head : str
         A head, or `CHOSEN`.
     heads : iterable of str
-        Those that `CHOSEN` chooses from.
+        Those that `CHOSEN` chooses from, as far as they have been run on all folds.
     labels : int or None
         Training labels; None is all.
     folds : sequence of str
@@ -71,39 +73,18 @@ def fold_maes(
     """
     if report is None:
         return None
-    wanted = list(heads) if head == CHOSEN else [head]
     cells = {
         (cell["head"], cell["fold"]): cell
         for cell in report["cells"]
         if cell["seed"] == 0 and cell["labels"] == labels
     }
-    found = [[cells.get((h, fold)) for h in wanted] for fold in folds]
-    if any(cell is None for row in found for cell in row):
+    wanted = list(heads) if head == CHOSEN else [head]
+    finished = [h for h in wanted if all((h, fold) in cells for fold in folds)]
+    if not finished:
         return None
-    best = [min(filter(None, row), key=lambda cell: cell["inner_mae"]) for row in found]
+    found = [[cells[h, fold] for h in finished] for fold in folds]
+    best = [min(row, key=lambda cell: cell["inner_mae"]) for row in found]
     return np.array([cell["mae"] for cell in best])
-
-
-def number(value: float, unit: str) -> str:
-    """Return an error with the digits that matter."""
-    return f"{value:.1f}" if unit in ("1/cm", "meV/atom") else f"{value:.4f}"
-
-
-def csv_table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a reStructuredText table, or nothing if it has no rows."""
-    if not rows:
-        return ""
-    lines = [", ".join(f'"{item}"' for item in row) for row in [header, *rows]]
-    body = "\n".join(f"   {line}" for line in lines)
-    return f".. csv-table::\n   :header-rows: 1\n\n{body}"
-
-
-def _with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
-    if maes is None:
-        return ""
-    if len(maes) == 1:
-        return number(maes[0], unit)
-    return f"{number(maes.mean(), unit)} ± {number(maes.std(), unit)}"
 
 
 def coverage_table(reports: Reports) -> str:
@@ -121,7 +102,7 @@ def representation_table(reports: Reports, head: str) -> str:
     rows = []
     for name in representation.ROWS:
         found = [reports.get((task, name)) for task in tasks]
-        cells = [_with_spread(fold_maes(r, head), r["unit"]) if r else "" for r in found]
+        cells = [with_spread(fold_maes(r, head), r["unit"]) if r else "" for r in found]
         if any(cells):
             rows.append([name, *cells])
     return csv_table(["features", *tasks], rows)
@@ -190,7 +171,7 @@ def matbench_table(reports: Reports, task: str) -> str:
         columns = [fold_maes(report, head) for head in matbench.ALL_HEADS]
         columns.append(fold_maes(report, CHOSEN, matbench.ALL_HEADS))
         if any(column is not None for column in columns):
-            rows.append([name, *(_with_spread(column, report["unit"]) for column in columns)])
+            rows.append([name, *(with_spread(column, report["unit"]) for column in columns)])
     for name, value in PUBLISHED[task].items():
         blank = [""] * len(matbench.ALL_HEADS)
         rows.append([f"published: {name}", *blank, number(value, TASKS[task].unit)])
@@ -207,7 +188,7 @@ def reference_table(reports: Reports) -> str:
         if report is not None and maes is not None:
             unit = report["unit"]
             published = number(PUBLISHED[task]["RF-SCM/Magpie"], unit)
-            rows.append([task, _with_spread(maes, unit), published, report["rows"]])
+            rows.append([task, with_spread(maes, unit), published, report["rows"]])
     return csv_table(["task", "RF here", "published", "rows"], rows)
 
 
@@ -219,7 +200,7 @@ def paper_table(
     rows = []
     for name in features:
         cells = [
-            _with_spread(fold_maes(reports.get((task, name)), head, folds=split), TASKS[task].unit)
+            with_spread(fold_maes(reports.get((task, name)), head, folds=split), TASKS[task].unit)
             for task, head, split in columns
         ]
         if any(cells):
@@ -235,7 +216,7 @@ def learning_table(reports: Reports) -> str:
         curve = learning_curve(reports, task, name)
         if curve is not None:
             unit = reports[task, name]["unit"]
-            rows.append([task, name, *(_with_spread(maes, unit) for maes in curve)])
+            rows.append([task, name, *(with_spread(maes, unit) for maes in curve)])
     return csv_table(["task", "features", *(f"{n} labels" for n in learning_curves.LABELS)], rows)
 
 
@@ -277,9 +258,8 @@ def plot_learning(reports: Reports, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def speed_table(folder: Path) -> str:
-    """Return the tables of benchmarks/speed/table.py."""
-    path = folder / "speed.json"
+def speed_table(path: Path) -> str:
+    """Return the tables of a script of benchmarks/speed."""
     if not path.exists():
         return ""
     report = json.loads(path.read_text())
@@ -313,6 +293,7 @@ def render(page: str, results: Path) -> str:
     str
     """
     reports = load_reports(results / RESULTS.name)
+    networks = load_networks(results / "negnn")
     tables: dict[str, Callable[[], str]] = {
         "coverage": partial(coverage_table, reports),
         "reference": partial(reference_table, reports),
@@ -326,8 +307,12 @@ def render(page: str, results: Path) -> str:
         "site moments": partial(
             paper_table, reports, site_moments.TASKS, site_moments.ROWS, representation.HEADS
         ),
+        "negnn folds": partial(fold_table, networks, FOLDS),
+        "negnn inputs": partial(ablation_table, networks),
+        "negnn moments": partial(moments_table, networks),
         "learning curves": partial(learning_table, reports),
-        "speed": partial(speed_table, results),
+        "speed": partial(speed_table, results / "speed.json"),
+        "epoch": partial(speed_table, results / "epoch.json"),
     }
     for head in (*representation.HEADS, CHOSEN):
         tables[f"representation {head}"] = partial(representation_table, reports, head)

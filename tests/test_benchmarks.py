@@ -61,8 +61,10 @@ def test_json_says_what_was_scored_and_with_what(results):
     assert len(report["weights"]["default"]) == 64
     assert report["versions"]["ssl-matfeat"]
     scored = {(cell["head"], cell["fold"]) for cell in report["cells"]}
-    assert scored == {(head, fold) for head in ("ET", "BKR", "ET+BKR") for fold in FOLDS}
-    assert sum(cell["n_test"] for cell in report["cells"]) == 3 * 60
+    assert scored == {
+        (head, fold) for head in ("ET", "SET", "BKR", "ET+BKR", "SET+BKR") for fold in FOLDS
+    }
+    assert sum(cell["n_test"] for cell in report["cells"]) == 5 * 60
 
 
 def test_features_beat_the_dummy(results):
@@ -199,3 +201,11 @@ def test_speed_table_runs(tmp_path):
     names = [row[0] for row in tables[0]["rows"]]
     assert names == ["SSL default", "SSL raw", "magpie"]
     assert sum(share for _, share in tables[1]["rows"]) == pytest.approx(100)
+
+
+def test_epoch_of_both_networks_runs(tmp_path):
+    ran = run("speed/epoch.py", "--n-structures", 40, "--n-epochs", 1, "--results", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (table,) = json.loads((tmp_path / "epoch.json").read_text())["tables"]
+    assert [row[0] for row in table["rows"]] == ["NEGNN, cgcnn", "plain PyG, CGConv"]
+    assert table["rows"][0][2] == 1

@@ -33,7 +33,7 @@ ROWS = [
     *(f"raw+{name}" for name in list_weights() if name != "default"),
     "magpie+structural",
 ]
-HEADS = ["ET", "BKR", "ET+BKR"]
+HEADS = ["ET", "SET", "BKR", "ET+BKR", "SET+BKR"]
 
 if __name__ == "__main__":
     typer.run(table_command(TASKS, ROWS, HEADS))

@@ -7,10 +7,7 @@ Run it on an idle machine. Every featurizer gets the same crystals in a fresh pr
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import time
@@ -22,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from _report import RESULTS, write_report
 from joblib.externals.loky import get_reusable_executor
 from pymatgen.core import Structure
 from tqdm import tqdm
@@ -35,7 +33,6 @@ from ssl_matfeat.weights import load_weights
 sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))  # which has the peers' featurizers
 from _features import MAGPIE, block
 
-RESULTS = Path(__file__).parents[1] / "results"
 PEERS = ["magpie", MAGPIE, "sine-matrix", "soap", "crystal-nn", "orbital-field-matrix"]
 N_SITES = [1, 8, 64, 512, 2000]
 N_CRYSTALS = [100, 1000, 10_000, 100_000]
@@ -168,15 +165,11 @@ def main(
     chosen = np.random.default_rng(0).choice(len(structures), n_structures, replace=False)
     X = [structures[i] for i in chosen]
     tables = [compare(X, peer), shares(X), scaling(COPPER, sites), many(structures, crystals)]
-    report = {
-        "structures": f"{n_structures} random crystals of elastic_2015, {np.mean([len(s) for s in X]):.1f} sites "
-        "on average",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "tables": tables,
-    }
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_report(
+        results / "speed.json",
+        f"{n_structures} random crystals of elastic_2015, {np.mean([len(s) for s in X]):.1f} sites on average",
+        tables,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""The tables of the graph networks, for render.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tables import csv_table, number, with_spread
+
+ABLATION = ("onehot", "element", "ssl", "raw", "ssl+raw")
+"""Node inputs that are compared, all else equal."""
+
+
+def load_networks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the results of NEGNN by task."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return {report["task"]: report for report in reports}
+
+
+def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
+    """Return mean ± standard deviation over the folds of every variant that has been through all of them."""
+    rows = []
+    for task, report in reports.items():
+        if task == "mp_magmom":
+            continue
+        cells = [c for c in report["cells"] if c["labels"] is None and c["seed"] == 0]
+        for variant in dict.fromkeys(cell["variant"] for cell in cells):
+            maes = {c["fold"]: c["mae"] for c in cells if c["variant"] == variant}
+            if all(fold in maes for fold in folds):
+                found = np.array([maes[fold] for fold in folds])
+                rows.append([task, variant, with_spread(found, report["unit"]), report["rows"]])
+    return csv_table(["task", "variant", "MAE", "rows"], rows)
+
+
+def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
+    """Return the error on fold 0 against the number of labels, for each kind of node input."""
+    rows = []
+    for task, report in reports.items():
+        if task == "mp_magmom":
+            continue
+        cells = [c for c in report["cells"] if c["fold"] == "0" and c["variant"] in ABLATION]
+        for n in sorted({c["labels"] for c in cells if c["labels"]}):
+            row = [task, str(n)]
+            for variant in ABLATION:
+                maes = [c["mae"] for c in cells if (c["variant"], c["labels"]) == (variant, n)]
+                row.append(with_spread(np.array(maes), report["unit"]) if len(maes) > 1 else "")
+            if any(row[2:]):
+                rows.append(row)
+    return csv_table(["task", "labels", *ABLATION], rows)
+
+
+def moments_table(reports: dict[str, dict[str, Any]]) -> str:
+    """Return the errors of site moments."""
+    if "mp_magmom" not in reports:
+        return ""
+    unit = reports["mp_magmom"]["unit"]
+    rows = [
+        [c["model"], str(c["n_train"]), number(c["mae"], unit), number(c["mae_magnetic"], unit)]
+        for c in reports["mp_magmom"]["cells"]
+    ]
+    return csv_table(["model", "training crystals", "MAE, µB", "MAE of magnetic sites, µB"], rows)

@@ -1,0 +1,29 @@
+"""How numbers and tables are written in the docs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def number(value: float, unit: str) -> str:
+    """Return an error with the digits that matter."""
+    return f"{value:.1f}" if unit in ("1/cm", "meV/atom") else f"{value:.4f}"
+
+
+def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
+    """Return mean ± standard deviation, one number alone if it is one, or nothing."""
+    if maes is None:
+        return ""
+    if len(maes) == 1:
+        return number(maes[0], unit)
+    return f"{number(maes.mean(), unit)} ± {number(maes.std(), unit)}"
+
+
+def csv_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a reStructuredText table, or nothing if it has no rows."""
+    if not rows:
+        return ""
+    lines = [", ".join(f'"{item}"' for item in row) for row in [header, *rows]]
+    body = "\n".join(f"   {line}" for line in lines)
+    return f".. csv-table::\n   :header-rows: 1\n\n{body}"
