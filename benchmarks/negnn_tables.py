@@ -35,6 +35,23 @@ def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
     return csv_table(["task", "variant", "MAE", "rows"], rows)
 
 
+def calibration_table(reports: dict[str, dict[str, Any]]) -> str:
+    """Return, of each ensemble, how the spread of its members goes with its errors: means over the folds."""
+    rows = []
+    for task, report in reports.items():
+        cells = [c for c in report["cells"] if c.get("rank_correlation") is not None]
+        for variant in dict.fromkeys(cell["variant"] for cell in cells):
+            measures = [
+                [c["rank_correlation"], c["within_two_spreads"]]
+                for c in cells
+                if c["variant"] == variant
+            ]
+            means = np.mean(measures, axis=0)
+            rows.append([task, variant, str(len(measures)), *(f"{mean:.2f}" for mean in means)])
+    header = ["task", "variant", "folds", "rank correlation with the error", "within 2 spreads"]
+    return csv_table(header, rows)
+
+
 def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
     """Return the error on fold 0 against the number of labels, for each kind of node input."""
     rows = []

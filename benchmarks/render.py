@@ -30,7 +30,7 @@ from _features import REFERENCE
 from _published import PUBLISHED, SOURCES
 from _runner import FOLDS, RESULTS
 from _tasks import HOLDOUT, TASKS
-from negnn_tables import ablation_table, fold_table, load_networks, moments_table
+from negnn_tables import ablation_table, calibration_table, fold_table, load_networks, moments_table
 from tables import csv_table, number, with_spread
 
 BENCHMARKS = Path(__file__).parent
@@ -309,6 +309,7 @@ def render(page: str, results: Path) -> str:
         ),
         "negnn folds": partial(fold_table, networks, FOLDS),
         "negnn inputs": partial(ablation_table, networks),
+        "negnn calibration": partial(calibration_table, networks),
         "negnn moments": partial(moments_table, networks),
         "learning curves": partial(learning_table, reports),
         "speed": partial(speed_table, results / "speed.json"),

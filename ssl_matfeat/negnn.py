@@ -44,7 +44,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         Of the encoder: a name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int, or None
         Of ``"ssl"``: ``"pretext"`` and integers as in `SSLAtomFeaturizer`; None is all that the weights have.
-    backbone : {"cgcnn", "painn", "schnet", "megnet", "gatv2", "gcn"}
+    backbone : {"painn", "cgcnn", "schnet", "megnet", "gatv2", "gcn"}
         The graph network, see `ssl_matfeat.backbones`.
     n_channels : int
         Width of the network.
@@ -120,7 +120,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,
-        backbone: str = "cgcnn",
+        backbone: str = "painn",
         n_channels: int = 64,
         n_layers: int = 3,
         dropout: float = 0.0,
@@ -300,7 +300,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,
-        backbone: str = "cgcnn",
+        backbone: str = "painn",
         n_channels: int = 64,
         n_layers: int = 3,
         dropout: float = 0.0,

@@ -30,6 +30,7 @@ from _runner import (
     write_report,
 )
 from _tasks import DATA_HOME, Data, load_task
+from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from tqdm import tqdm
 
@@ -42,7 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssl": {"node_features": "ssl"},
     "element": {"node_features": "element"},
     "onehot": {"node_features": "onehot"},
+    "raw": {"node_features": "raw"},
     "ssl+raw": {"node_features": "ssl+raw"},
+    "cgcnn": {"backbone": "cgcnn"},
 }
 """Parameters that a variant changes."""
 TASKS = ["jdft2d", "phonons"]
@@ -68,6 +71,10 @@ class Cell:
     """All of the estimator's."""
     seconds: float
     threads: int
+    rank_correlation: float | None = None
+    """Spearman's, of the error with the spread of an ensemble's members."""
+    within_two_spreads: float | None = None
+    """Part of the test rows whose error is below twice that spread: 0.95 if it were all of a normal error."""
 
     @property
     def key(self) -> tuple[str, str, int, int | None]:
@@ -110,7 +117,15 @@ def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -
     train, test = split_rows(data, fold, seed, labels)
     model = NEGNNRegressor(random_state=seed, **VARIANTS[variant])
     model.fit([data.X[i] for i in train], data.y[train])
-    predicted = model.predict([data.X[i] for i in test])
+    test_X = [data.X[i] for i in test]
+    calibration: dict[str, float] = {}
+    if model.n_ensemble > 1:
+        predicted, spread = model.predict(test_X, return_std=True)
+        error = np.abs(predicted - data.y[test])
+        calibration["rank_correlation"] = float(spearmanr(error, spread).statistic)
+        calibration["within_two_spreads"] = float(np.mean(error < 2 * spread))
+    else:
+        predicted = model.predict(test_X)
     return Cell(
         variant=variant,
         fold=fold,
@@ -124,6 +139,7 @@ def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -
         parameters=model.get_params(),
         seconds=round(time.perf_counter() - start, 1),
         threads=torch.get_num_threads(),
+        **calibration,
     )
 
 
