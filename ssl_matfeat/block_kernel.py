@@ -26,6 +26,8 @@ KERNELS: dict[str, Callable[..., Matrix]] = {
 _SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
 _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Where the search starts from the best of."""
+_LEAST_ALPHA = 1e-8
+"""Below this, equal samples make a kernel singular in double precision."""
 _MAX_ROUNDS = 4
 _LEAST_GAIN = 2e-3
 """Part by which a step must lower the error: smaller gains are noise of the inner folds."""
@@ -53,7 +55,11 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
     n_inner_folds : int, default=3
         By which parameters are compared.
     max_search : int, default=1500
-        Search on at most so many random samples; the winner is fitted to all.
+        Search on at most so many random samples.
+    max_refine : int, default=4000
+        More samples want a narrower kernel and a smaller penalty: if there are more than ``max_search``, these two are
+        searched again on at most so many, with the weights in proportion; 0 leaves that out. The winner is fitted to
+        all.
     random_state : int, RandomState or None, default=0
         Of the inner folds and of those samples.
 
@@ -88,12 +94,14 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         kernels: tuple[str, ...] = ("laplacian", "rbf"),
         n_inner_folds: int = 3,
         max_search: int = 1500,
+        max_refine: int = 4000,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.block_sizes = block_sizes
         self.kernels = kernels
         self.n_inner_folds = n_inner_folds
         self.max_search = max_search
+        self.max_refine = max_refine
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -122,21 +130,27 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         blocks = np.split(X, self._starts, axis=1)
         sizes = np.array([block.shape[1] for block in blocks])
         rng = check_random_state(self.random_state)
-        rows = rng.permutation(len(X))[: self.max_search]
+        order = rng.permutation(len(X))
+        rows = order[: self.max_search]
         n_folds = min(self.n_inner_folds, len(rows))
         folds = KFold(n_folds, shuffle=True, random_state=rng.randint(2**31))
         splits = list(folds.split(rows))
 
-        found, rates = [], []
+        thetas, alphas, rates = [], [], []
         for kernel in self.kernels:
             distances = [KERNELS[kernel](block[rows]) for block in blocks]
             medians = np.array([_median_of_pairs(distance) for distance in distances])
             scaled = np.stack([d / m for d, m in zip(distances, medians, strict=True)])
             theta, alpha = _search(scaled, sizes / sizes.sum(), y[rows], splits)
-            found.append((theta, alpha))
+            if min(len(X), self.max_refine) > self.max_search:
+                some = order[: self.max_refine]
+                distance = self._distance(kernel, theta / medians, X[some], X[some])
+                factor, alpha = _refine(distance, alpha, y[some], list(folds.split(some)))
+                theta = factor * theta
+            thetas.append(theta)
+            alphas.append(alpha)
             rates.append(theta / medians)
-        self.theta_ = np.array([theta for theta, _ in found])
-        self.alpha_ = np.array([alpha for _, alpha in found])
+        self.theta_, self.alpha_ = np.array(thetas), np.array(alphas)
 
         self.X_fit_, self.y_mean_, self._rates = X, float(y.mean()), np.array(rates)
         inner, dual = [], []
@@ -157,18 +171,22 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
 
     def _kernel(self, k: int, X: Matrix) -> Matrix:
         """Return kernel number ``k`` between ``X`` and the training samples, (n, n_training)."""
-        exponent = np.zeros((len(X), len(self.X_fit_)))
-        pairs = zip(
-            np.split(X, self._starts, 1), np.split(self.X_fit_, self._starts, 1), strict=True
-        )
-        for rate, (a, b) in zip(self._rates[k], pairs, strict=True):
+        distance = self._distance(self.kernels[k], self._rates[k], X, self.X_fit_)
+        return np.exp(-distance, out=distance)
+
+    def _distance(self, kernel: str, rates: Matrix, A: Matrix, B: Matrix) -> Matrix:
+        """Return the sum of the blocks' distances times their rates, (n_A, n_B)."""
+        total = np.zeros((len(A), len(B)))
+        pairs = zip(np.split(A, self._starts, 1), np.split(B, self._starts, 1), strict=True)
+        for rate, (a, b) in zip(rates, pairs, strict=True):
             if rate > 0:
-                exponent -= rate * KERNELS[self.kernels[k]](a, b)
-        return np.exp(exponent, out=exponent)
+                total += rate * KERNELS[kernel](a, b)
+        return total
 
     def _check_parameters(self) -> None:
         check_scalar(self.n_inner_folds, "n_inner_folds", Integral, min_val=2)
         check_scalar(self.max_search, "max_search", Integral, min_val=2)
+        check_scalar(self.max_refine, "max_refine", Integral, min_val=0)
         if not self.kernels or any(kernel not in KERNELS for kernel in self.kernels):
             raise ValueError(f"kernels must be of {list(KERNELS)}, got {self.kernels!r}")
 
@@ -182,10 +200,29 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         return np.cumsum(sizes)[:-1]
 
 
-def _search(
-    distances: Matrix, shares: Matrix, y: Matrix, splits: list[tuple[Matrix, Matrix]]
-) -> tuple[Matrix, float]:
+Error = Callable[[Matrix, float], float]
+"""Weights and penalty → error over the inner folds."""
+Splits = list[tuple[Matrix, Matrix]]
+
+
+def _search(distances: Matrix, shares: Matrix, y: Matrix, splits: Splits) -> tuple[Matrix, float]:
     """Return weights and penalty, for scaled distances of each block, (n_blocks, n, n)."""
+    error = _inner_error(distances, y, splits)
+    best = min(
+        ((scale * shares, alpha) for scale in _SCALES for alpha in _ALPHAS),
+        key=lambda point: error(*point),
+    )
+    return _descend(*best, shares, error)
+
+
+def _refine(distance: Matrix, alpha: float, y: Matrix, splits: Splits) -> tuple[float, float]:
+    """Return a factor for all weights and a penalty, from the weighted distance, (n, n), and a penalty near."""
+    whole = np.ones(1)
+    (factor,), alpha = _descend(whole, alpha, whole, _inner_error(distance[None], y, splits))
+    return factor, alpha
+
+
+def _inner_error(distances: Matrix, y: Matrix, splits: Splits) -> Error:
     errors: dict[tuple[float, ...], float] = {}
 
     def error(theta: Matrix, alpha: float) -> float:
@@ -195,11 +232,12 @@ def _search(
             errors[key] = np.abs(_inner_predictions(kernel, y, alpha, splits) - y).mean()
         return errors[key]
 
-    best = min(
-        ((scale * shares, alpha) for scale in _SCALES for alpha in _ALPHAS),
-        key=lambda point: error(*point),
-    )
-    least = error(*best)
+    return error
+
+
+def _descend(theta: Matrix, alpha: float, shares: Matrix, error: Error) -> tuple[Matrix, float]:
+    """Step along one coordinate after the other while that lowers the error."""
+    best, least = (theta, alpha), error(theta, alpha)
     for _ in range(_MAX_ROUNDS):
         before = least
         for step in range(len(shares) + 2):
@@ -227,12 +265,10 @@ def _steps(
     elif step == n_blocks:
         yield from ((theta * factor, alpha) for factor in (0.5, 2.0))
     else:
-        yield from ((theta, alpha * factor) for factor in (0.1, 10.0))
+        yield from ((theta, max(alpha * factor, _LEAST_ALPHA)) for factor in (0.1, 10.0))
 
 
-def _inner_predictions(
-    kernel: Matrix, y: Matrix, alpha: float, splits: list[tuple[Matrix, Matrix]]
-) -> Matrix:
+def _inner_predictions(kernel: Matrix, y: Matrix, alpha: float, splits: Splits) -> Matrix:
     """Return for each sample the prediction of the inner fold that did not see it."""
     predicted = np.empty_like(y)
     for train, test in splits:

@@ -188,7 +188,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     ----------
     weights : str, Path or Pretrained, default="default"
         A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
-    layers : tuple of str and int, default=(0, 1, 2)
+    layers : tuple of str and int, or "auto", default="auto"
         As in `SSLStructureFeaturizer`, but for ``"cell"``, which belongs to no site.
     batch_size : int, default=16384
         Largest number of edges in a batch: bounds memory, does not change results.
@@ -228,7 +228,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def __init__(
         self,
         weights: str | Path | Pretrained = "default",
-        layers: Layers = (0, 1, 2),
+        layers: Layers = "auto",
         *,
         batch_size: int = 16384,
         device: str = "cpu",

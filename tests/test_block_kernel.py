@@ -58,6 +58,23 @@ def test_search_on_fewer_rows_still_fits_all(telling_and_noise):
     assert r2_score(y[200:], few.predict(X[200:])) > 0.8
 
 
+def test_refined_on_more_rows_than_were_searched():
+    X = np.random.default_rng(0).uniform(size=(700, 2))
+    y = np.sin(15 * X[:, 0]) * np.cos(15 * X[:, 1])  # too wiggly to be seen in 60 rows
+    searched, refined = (
+        BlockKernelRidge(max_search=60, max_refine=n).fit(X[:500], y[:500]) for n in (0, 500)
+    )
+    assert r2_score(y[500:], searched.predict(X[500:])) < 0.1
+    assert r2_score(y[500:], refined.predict(X[500:])) > 0.5
+
+
+def test_duplicates_without_noise():
+    X = np.repeat(np.linspace(0, 1, 30), 4)[:, None]
+    model = BlockKernelRidge().fit(X, np.sin(6 * X[:, 0]))
+    assert (model.alpha_ >= 1e-8).all()
+    assert np.isfinite(model.predict(X)).all()
+
+
 @pytest.mark.parametrize("sizes", [(2, 39), (0, 42), (-1, 43), [[2, 40]], ()])
 def test_sizes_that_do_not_fit(telling_and_noise, sizes):
     X, y = telling_and_noise
@@ -72,6 +89,7 @@ def test_sizes_that_do_not_fit(telling_and_noise, sizes):
         ({"kernels": ()}, "kernels must be of"),
         ({"n_inner_folds": 1}, "n_inner_folds"),
         ({"max_search": 0}, "max_search"),
+        ({"max_refine": -1}, "max_refine"),
     ],
 )
 def test_bad_parameters(telling_and_noise, options, message):

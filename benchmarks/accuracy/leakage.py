@@ -35,7 +35,7 @@ from representation import HEADS
 
 from ssl_matfeat import SSLPretrainer
 
-TASKS = ["phonons", "jdft2d", "paper_bulk_modulus"]
+TASKS = ["phonons", "paper_bulk_modulus", "paper_formation_energy"]
 ROWS = ["unseen", "seen"]
 MAX_SITES = 16
 SETTINGS = SSLPretrainer("context", max_sites=MAX_SITES, max_epochs=8, verbose=True)

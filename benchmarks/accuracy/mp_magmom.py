@@ -72,9 +72,9 @@ def element_mean(
 def site_trees(
     X: list[Structure], y: Moments, X_test: list[Structure], seed: int
 ) -> NDArray[np.float64]:
-    """Fit extra trees to raw and learned channels of the sites."""
+    """Fit extra trees to the default features of the sites."""
     trees = ExtraTreesRegressor(200, max_features=1 / 3, n_jobs=-1, random_state=seed)
-    featurizer = SSLAtomFeaturizer(layers="auto").fit(X)
+    featurizer = SSLAtomFeaturizer().fit(X)
     return trees.fit(featurizer.transform(X), np.concatenate(y)).predict(
         featurizer.transform(X_test)
     )

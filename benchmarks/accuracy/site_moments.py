@@ -19,7 +19,6 @@ ROWS = [
     "site-element+site-shell",
     *(f"site-{'NE012345'[:length]}" for length in range(3, 9)),
     "site-default",
-    "site-element+site-shell+site-default",
     "site-element+site-crystal-nn",
 ]
 
