@@ -49,8 +49,9 @@ def run_table(script, results, *arguments):
 @pytest.fixture(scope="module")
 def results(scripts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    rows = ["--features", "raw", "--features", "default", "--features", "dummy"]
-    run_table("representation.py", folder / "accuracy", *rows)
+    run_table("representation.py", folder / "accuracy", "--features", "default")
+    others = ["--features", "raw", "--features", "dummy", "--head", "BKR"]
+    run_table("representation.py", folder / "accuracy", *others)
     return folder
 
 
@@ -79,7 +80,7 @@ def test_finished_cells_are_skipped_and_missing_ones_run(results):
     path = results / "accuracy" / "elastic" / "dummy.json"
     before = json.loads(path.read_text())
     path.write_text(json.dumps({**before, "cells": before["cells"][1:]}))
-    run_table("representation.py", results / "accuracy", "--features", "dummy")
+    run_table("representation.py", results / "accuracy", "--features", "dummy", "--head", "BKR")
     after = json.loads(path.read_text())["cells"]
     assert after[:-1] == before["cells"][1:]
     assert after[-1]["mae"] == before["cells"][0]["mae"]
