@@ -310,7 +310,7 @@ def render(page: str, results: Path) -> str:
         "negnn folds": partial(fold_table, networks, FOLDS),
         "negnn inputs": partial(ablation_table, networks),
         "negnn calibration": partial(calibration_table, networks),
-        "negnn moments": partial(moments_table, networks),
+        "negnn moments": partial(moments_table, results / "mp_magmom.json"),
         "learning curves": partial(learning_table, reports),
         "speed": partial(speed_table, results / "speed.json"),
         "epoch": partial(speed_table, results / "epoch.json"),

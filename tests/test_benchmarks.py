@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_parquet
 from sklearn.kernel_ridge import KernelRidge
@@ -202,6 +203,27 @@ def test_speed_table_runs(tmp_path):
     names = [row[0] for row in tables[0]["rows"]]
     assert names == ["SSL default", "SSL raw", "magpie"]
     assert sum(share for _, share in tables[1]["rows"]) == pytest.approx(100)
+
+
+def test_site_moments_of_networks_trees_and_a_mean(tmp_path, small_crystals):
+    X = small_crystals[0][:12]
+    both = [
+        pd.read_parquet(write_parquet(X, tmp_path / f"{split}.parquet", split=split))
+        for split in ("train", "test")
+    ]
+    frame = pd.concat(both, ignore_index=True)
+    # A moment that the element decides, so that the mean of each element is exact.
+    frame["magmom"] = [np.asarray(numbers) / 100 for numbers in frame["numbers"]]
+    frame.to_parquet(tmp_path / "mp_magmom.parquet")
+    files = ["--data", tmp_path, "--result", tmp_path / "result.json"]
+    models = ["--model", "element mean", "--model", "site features, ET", "--model", "NEGNN, raw"]
+    ran = run("accuracy/mp_magmom.py", *files, *models, "--n-train", 12, "--n-test", 12)
+    assert ran.returncode == 0, ran.stderr
+    cells = json.loads((tmp_path / "result.json").read_text())["cells"]
+    assert [cell["n_test_sites"] for cell in cells] == [sum(map(len, X))] * 3
+    assert cells[0]["mae"] < 1e-6
+    assert 0 <= cells[1]["mae"] < 0.05
+    assert 0 < cells[2]["mae"] < 0.1
 
 
 def test_epoch_of_both_networks_runs(tmp_path):

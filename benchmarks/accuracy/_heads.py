@@ -129,8 +129,14 @@ def _imputer() -> SimpleImputer:
     return SimpleImputer(strategy="median", keep_empty_features=True)
 
 
-def _trees(seed: int, n_trees: int = 500, **options: Any) -> ExtraTreesRegressor:
-    return ExtraTreesRegressor(n_trees, max_features=1 / 3, n_jobs=-1, random_state=seed, **options)
+def _trees(seed: int, n_trees: int = 500, min_samples_leaf: int = 1) -> ExtraTreesRegressor:
+    return ExtraTreesRegressor(
+        n_trees,
+        max_features=1 / 3,
+        min_samples_leaf=min_samples_leaf,
+        n_jobs=-1,
+        random_state=seed,
+    )
 
 
 def _at_most_75(X: Matrix) -> int:

@@ -28,7 +28,7 @@ from ssl_matfeat.datasets import load_dataset
 from ssl_matfeat.featurizers import SSLAtomFeaturizer
 from ssl_matfeat.negnn import NEGNNRegressor
 
-RESULT = Path(__file__).parents[1] / "results" / "negnn" / "mp_magmom.json"
+RESULT = Path(__file__).parents[1] / "results" / "mp_magmom.json"
 MAGNETIC = 0.5
 """µB, from which on a site counts as magnetic: most sites are not, and a model that says 0 is right on these."""
 Moments = list[NDArray[np.float64]]

@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssl": {"node_features": "ssl"},
     "element": {"node_features": "element"},
     "onehot": {"node_features": "onehot"},
-    "raw": {"node_features": "raw"},
     "ssl+raw": {"node_features": "ssl+raw"},
     "cgcnn": {"backbone": "cgcnn"},
 }

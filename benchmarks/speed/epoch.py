@@ -67,18 +67,23 @@ def epoch_of_negnn(network: NodeEmbeddingNetwork, dataset: Dataset) -> Callable[
     return lambda: _descend(losses(), optimizer)
 
 
-def epoch_of_pyg(network: PyGNetwork, dataset: Dataset, batch_size: int) -> Callable[[], None]:
-    """Return what trains PyG's for an epoch."""
+def epoch_of_pyg(
+    like: NodeEmbeddingNetwork, dataset: Dataset, batch_size: int
+) -> Callable[[], None]:
+    """Return what trains PyG's counterpart of our network for an epoch, on inputs that are scaled already."""
     expand = GaussianExpansion()
+    network = PyGNetwork(like, len(expand.centers))
+    sites = like.standardize_sites(torch.from_numpy(dataset.sites))
+    pooled = like.standardize_crystals(torch.from_numpy(dataset.crystals))
     crystals = []
     for i in range(len(dataset.graphs)):
         graph = dataset.graphs.batch([i])
         crystals.append(
             Data(
-                x=torch.from_numpy(dataset.sites[dataset.graphs.sites_of(np.array([i]))]),
+                x=sites[dataset.graphs.sites_of(np.array([i]))],
                 edge_index=graph.edge_index,
                 edge_attr=expand(graph.distance),
-                crystal=torch.from_numpy(dataset.crystals[[i]]),
+                crystal=pooled[[i]],
                 y=torch.from_numpy(dataset.target[[i]]),
             )
         )
@@ -109,15 +114,12 @@ def main(
     structures, y = structures[:n_structures], y[:n_structures]
     inputs = Inputs("raw", load_weights("default"), None)
     dataset = Dataset.from_structures(structures, inputs, BATCH_EDGES)
-    standardize = Standardize(dataset.sites), Standardize(dataset.crystals)
-    with torch.no_grad():
-        dataset.sites = standardize[0](torch.from_numpy(dataset.sites)).numpy()
-        dataset.crystals = standardize[1](torch.from_numpy(dataset.crystals)).numpy()
     dataset.target = ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
 
     torch.manual_seed(0)
     network = NodeEmbeddingNetwork(
-        *(Standardize(x) for x in (dataset.sites, dataset.crystals)),
+        Standardize(dataset.sites),
+        Standardize(dataset.crystals),
         backbone="cgcnn",
         n_channels=N_CHANNELS,
         n_layers=N_LAYERS,
@@ -129,9 +131,7 @@ def main(
     batch_size = round(len(structures) / n_batches)
     epochs = {
         "NEGNN, cgcnn": epoch_of_negnn(network, dataset),
-        "plain PyG, CGConv": epoch_of_pyg(
-            PyGNetwork(network, len(GaussianExpansion().centers)), dataset, batch_size
-        ),
+        "plain PyG, CGConv": epoch_of_pyg(network, dataset, batch_size),
     }
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for _ in range(n_epochs + 1):
