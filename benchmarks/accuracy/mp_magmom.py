@@ -24,11 +24,14 @@ from pymatgen.core import Structure
 from sklearn.ensemble import ExtraTreesRegressor
 from tqdm import tqdm
 
+from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
 from ssl_matfeat.datasets import load_dataset
 from ssl_matfeat.featurizers import SSLAtomFeaturizer
 from ssl_matfeat.negnn import NEGNNRegressor
 
 RESULT = Path(__file__).parents[1] / "results" / "mp_magmom.json"
+MAX_SITES = 60
+"""Of a crystal: the largest cost most."""
 MAGNETIC = 0.5
 """µB, from which on a site counts as magnetic: most sites are not, and a model that says 0 is right on these."""
 Moments = list[NDArray[np.float64]]
@@ -63,7 +66,7 @@ def element_mean(
     """Predict the mean moment of the element over the training sites."""
     numbers = np.concatenate([s.atomic_numbers for s in X])
     known = np.concatenate(y)
-    means = np.full(104, known.mean())  # of elements that were not seen
+    means = np.full(MAX_ATOMIC_NUMBER + 1, known.mean())  # of elements that were not seen
     for z in np.unique(numbers):
         means[z] = known[numbers == z].mean()
     return means[np.concatenate([s.atomic_numbers for s in X_test])]
@@ -106,7 +109,6 @@ def main(
     model: Annotated[list[str], typer.Option("--model")] = ROWS,
     n_train: Annotated[int, typer.Option(help="Random crystals of the training part.")] = 1000,
     n_test: Annotated[int, typer.Option(help="Random crystals of the test part.")] = 1000,
-    max_sites: Annotated[int, typer.Option(help="Of a crystal, larger ones are left out.")] = 60,
     seed: SeedOption = 0,
     data: DataOption = DATA_HOME,
     result: Annotated[Path, typer.Option(help="The JSON file.")] = RESULT,
@@ -117,7 +119,7 @@ def main(
         cells = [Cell(**cell) for cell in json.loads(result.read_text())["cells"]]
         done = {cell.key: cell for cell in cells}
     frame = pd.read_parquet(Path(data) / "mp_magmom.parquet")
-    frame = frame[frame["magmom"].map(len) <= max_sites]
+    frame = frame[frame["magmom"].map(len) <= MAX_SITES]
     parts = []
     for split, n in (("train", n_train), ("test", n_test)):
         part = load_dataset(frame[frame["split"] == split].sample(n, random_state=seed))
@@ -143,7 +145,7 @@ def main(
         head: dict[str, Any] = {
             "task": "mp_magmom",
             "unit": "µB",
-            "rows": f"crystals of at most {max_sites} sites",
+            "rows": f"crystals of at most {MAX_SITES} sites",
             "versions": versions(),
         }
         write_report(result, head, [asdict(cell) for cell in done.values()])
