@@ -81,7 +81,10 @@ class _PaiNNMessage(nn.Module):
         scalar, along, passed_on = sent.chunk(3, dim=1)  # (n_edges, n_channels) each
         vector = direction[:, :, None] * along[:, None, :]  # (n_edges, 3, n_channels)
         vector = vector + vectors.index_select(0, neighbor) * passed_on[:, None, :]
-        return x.index_add(0, center, scalar), vectors.index_add(0, center, vector)
+        return (
+            x.index_add(0, center, scalar.to(x.dtype)),
+            vectors.index_add(0, center, vector.to(x.dtype)),
+        )
 
 
 class _PaiNNUpdate(nn.Module):
@@ -205,7 +208,7 @@ class MEGNet(nn.Module):
         for edges, sites, crystals in zip(self.edges, self.sites, self.crystals, strict=True):
             whole = crystal.index_select(0, batch.batch)  # (n_sites, n_channels)
             bond = bond + edges(torch.cat([x[center], x[neighbor], bond, whole[center]], 1))
-            around = torch.zeros_like(x).index_add(0, center, bond) / n_bonds
+            around = torch.zeros_like(x).index_add(0, center, bond.to(x.dtype)) / n_bonds
             x = x + sites(torch.cat([x, around, whole], 1))
             pooled = pool_mean(x, batch), pool_mean(around, batch)
             crystal = crystal + crystals(torch.cat([crystal, *pooled], 1))

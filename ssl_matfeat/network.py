@@ -130,7 +130,9 @@ class NodeEmbeddingNetwork(nn.Module):
             learned = self.learned(example.graph)
             inputs = torch.cat([inputs[:, : -learned.shape[1]], learned], dim=1)
         sites = self.standardize_sites(inputs)  # (n_sites, n_site_inputs)
-        state = self.backbone(self.embed(sites), example.graph)  # (n_sites, n_channels)
+        # Also where a layer gives bfloat16, the sums over neighbours stay in single precision.
+        embedded = self.embed(sites).to(sites.dtype)  # (n_sites, n_channels)
+        state = self.backbone(embedded, example.graph)  # (n_sites, n_channels)
         if self.per_site:
             return self.head(torch.cat([state, self.wide(sites)], dim=1))
         crystals = self.standardize_crystals(example.crystals)  # (n_crystals, n_crystal_inputs)

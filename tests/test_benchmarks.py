@@ -205,6 +205,17 @@ def test_speed_table_runs(tmp_path):
     assert sum(share for _, share in tables[1]["rows"]) == pytest.approx(100)
 
 
+def test_networks_alone_and_with_features(tmp_path):
+    cut = ["--variant", "cgcnn", "--variant", "cgcnn+features"]
+    ran = run_table("negnn.py", tmp_path, *cut, "--folds", "0", "--labels", 20)
+    assert "cgcnn+features" in ran.stdout
+    alone, both = json.loads((tmp_path / "elastic.json").read_text())["cells"]
+    assert (alone["n_train"], alone["n_test"]) == (20, 12)
+    assert alone["parameters"] == both["parameters"]
+    assert both["mae"] != alone["mae"]
+    assert both["seconds"] > alone["seconds"]
+
+
 def test_site_moments_of_networks_trees_and_a_mean(tmp_path, small_crystals):
     X = small_crystals[0][:12]
     both = [

@@ -1,4 +1,4 @@
-"""Pretraining in other precisions, on other devices and in several processes."""
+"""Training in other precisions, on other devices and in several processes."""
 
 import sys
 from functools import partial
@@ -9,7 +9,8 @@ import torch
 from conftest import SMALL_PRETRAINING, same_numbers, state_of, total_loss, write_parquet
 from typer.testing import CliRunner
 
-from ssl_matfeat import SSLPretrainer
+from ssl_matfeat import NEGNNRegressor, SSLPretrainer
+from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.cli import app
 from ssl_matfeat.training import TrainingOptions, launch, make_fabric, train
 from ssl_matfeat.weights import load_weights
@@ -26,6 +27,25 @@ def test_bfloat16_comes_close_to_single_precision(small_crystals, tasks):
             assert half.history_[0][name] == pytest.approx(value, rel=0.05)
     assert not same_numbers(state_of(half), state_of(full))
     assert {v.dtype for v in state_of(half).values() if v.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"backbone": name} for name in BACKBONES), {"node_features": "ssl", "fine_tune": True}],
+    ids=str,
+)
+def test_networks_in_bfloat16_come_close_to_single_precision(options, small_crystals):
+    pytest.importorskip("lightning_fabric")
+    X, y = small_crystals
+    full, half = (
+        NEGNNRegressor(
+            **options, n_channels=8, max_epochs=5, lr=1e-2, random_state=0, precision=precision
+        ).fit(X, y)
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert half.loss_curve_ == pytest.approx(full.loss_curve_, rel=0.05)
+    assert half.loss_curve_ != full.loss_curve_
+    assert {p.dtype for p in half.networks_[0].parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ ORDER = [
     "backbones",
     "examples",
     "network",
-    "_negnn_base",
     "negnn",
     "inspection",
     "datasets",

@@ -356,6 +356,7 @@ def test_bad_site_targets(data):
         ({"backbone": "cnn"}, "backbone"),
         ({"n_channels": 0}, "n_channels"),
         ({"lr": -1.0}, "lr"),
+        ({"precision": "bf16"}, "precision"),
         ({"node_features": "ssl+ssl"}, "node_features"),
         ({"node_features": "magpie"}, "node_features"),
         ({"layers": (0, 7)}, "layers"),

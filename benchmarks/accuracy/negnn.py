@@ -4,20 +4,23 @@ r"""NEGNN on Matbench's folds, and what its node inputs are worth; finished cell
     python benchmarks/accuracy/negnn.py --task phonons --variant ssl --variant element --variant onehot \
         --labels 100 --labels 300 --labels 1000 --seed 0 --seed 1 --seed 2 --folds 0
 
-Variants differ in what `VARIANTS` says and in nothing else.
+Variants differ in what `VARIANTS` says and in nothing else; ``+features`` is the mean with what `FROZEN` makes of the
+default features, as a ``VotingRegressor`` would have it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import typer
+from _features import CACHE, compute_features
 from _published import PUBLISHED
 from _runner import (
     FOLDS,
@@ -25,11 +28,13 @@ from _runner import (
     FoldsOption,
     LimitOption,
     TaskOption,
+    predict,
     split_rows,
     versions,
     write_report,
 )
 from _tasks import DATA_HOME, Data, load_task
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from tqdm import tqdm
@@ -47,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cgcnn": {"backbone": "cgcnn"},
 }
 """Parameters that a variant changes."""
+WITH_FEATURES = "+features"
+FROZEN = "SET+BKR"
+"""The head of the runner for ``+features``."""
 TASKS = ["jdft2d", "phonons"]
 ROWS = ["default"]
 SEEDS = [0]
@@ -83,7 +91,9 @@ class Cell:
 
 def main(
     task: TaskOption = TASKS,
-    variant: Annotated[list[str], typer.Option("--variant")] = ROWS,
+    variant: Annotated[
+        list[str], typer.Option("--variant", help=f"Of VARIANTS, also with {WITH_FEATURES}.")
+    ] = ROWS,
     folds: FoldsOption = FOLDS,
     seed: Annotated[list[int], typer.Option("--seed")] = SEEDS,
     labels: Annotated[list[int] | None, typer.Option("--labels")] = None,
@@ -112,19 +122,17 @@ def main(
 
 
 def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Cell:
-    start = time.perf_counter()
     train, test = split_rows(data, fold, seed, labels)
-    model = NEGNNRegressor(random_state=seed, **VARIANTS[variant])
-    model.fit([data.X[i] for i in train], data.y[train])
-    test_X = [data.X[i] for i in test]
-    calibration: dict[str, float] = {}
-    if model.n_ensemble > 1:
-        predicted, spread = model.predict(test_X, return_std=True)
+    found = _predict(data, variant.removesuffix(WITH_FEATURES), fold, seed, labels)
+    predicted, seconds, calibration = found.mean, found.seconds, {}
+    if variant.endswith(WITH_FEATURES):
+        features = compute_features("default", data.X, data.key)
+        frozen = predict(data, features, FROZEN, fold, seed, labels)
+        predicted, seconds = (predicted + frozen.test) / 2, seconds + frozen.seconds
+    elif found.spread.any():
         error = np.abs(predicted - data.y[test])
-        calibration["rank_correlation"] = float(spearmanr(error, spread).statistic)
-        calibration["within_two_spreads"] = float(np.mean(error < 2 * spread))
-    else:
-        predicted = model.predict(test_X)
+        calibration["rank_correlation"] = float(spearmanr(error, found.spread).statistic)
+        calibration["within_two_spreads"] = float(np.mean(error < 2 * found.spread))
     return Cell(
         variant=variant,
         fold=fold,
@@ -135,11 +143,48 @@ def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -
         mae=mean_absolute_error(data.y[test], predicted),
         rmse=root_mean_squared_error(data.y[test], predicted),
         r2=r2_score(data.y[test], predicted),
-        parameters=model.get_params(),
-        seconds=round(time.perf_counter() - start, 1),
+        parameters=_network(variant, seed).get_params(),
+        seconds=round(seconds, 1),
         threads=torch.get_num_threads(),
         **calibration,
     )
+
+
+class Predictions(NamedTuple):
+    """What a network, or the members of an ensemble, predict of the test rows."""
+
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    """0 of a single network."""
+    seconds: float
+
+
+def _network(variant: str, seed: int) -> NEGNNRegressor:
+    return NEGNNRegressor(random_state=seed, **VARIANTS[variant.removesuffix(WITH_FEATURES)])
+
+
+def _predict(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Predictions:
+    """Fit a variant, unless its predictions are in the cache."""
+    model = _network(variant, seed)
+    parameters = hashlib.sha256(repr(model.get_params()).encode()).hexdigest()[:16]
+    name = f"negnn-{data.key}-{parameters}-{fold}-{labels or 'all'}.npz"
+    path = CACHE / "predictions" / name
+    if path.exists():
+        stored = np.load(path)
+        return Predictions(stored["mean"], stored["spread"], float(stored["seconds"]))
+    start = time.perf_counter()
+    train, test = split_rows(data, fold, seed, labels)
+    model.fit([data.X[i] for i in train], data.y[train])
+    test_X = [data.X[i] for i in test]
+    if model.n_ensemble > 1:
+        mean, spread = model.predict(test_X, return_std=True)
+    else:
+        mean = model.predict(test_X)
+        spread = np.zeros_like(mean)
+    found = Predictions(mean, spread, time.perf_counter() - start)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **found._asdict())
+    return found
 
 
 def _read(path: Path, data: Data) -> dict[tuple[str, str, int, int | None], Cell]:

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.examples import Dataset, Example, Inputs
 from ssl_matfeat.network import LearnedInputs, NodeEmbeddingNetwork, Standardize
-from ssl_matfeat.training import Losses, TrainingOptions, train
+from ssl_matfeat.training import Losses, Precision, TrainingOptions, make_fabric, train
 from ssl_matfeat.weights import Pretrained, load_weights
 
 _EMA_DECAY = 0.99
@@ -58,6 +58,7 @@ class NEGNNBase(BaseEstimator):
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str],
+        "precision": [StrOptions(set(get_args(Precision)))],
         "verbose": ["verbose"],
     }
 
@@ -82,6 +83,7 @@ class NEGNNBase(BaseEstimator):
     warm_start: bool
     random_state: int | RandomState | None
     device: str
+    precision: Precision
     verbose: bool
     networks_: list[NodeEmbeddingNetwork]
 
@@ -216,6 +218,10 @@ class NEGNNBase(BaseEstimator):
             per_row = self._loss(network(example), example.target)  # (n_rows,)
             return {"loss": (example.weight * per_row).mean()}
 
+        # In single precision a GPU needs no Fabric either.
+        fabric = (
+            None if self.precision == "32-true" else make_fabric(self.device, self.precision, 1)
+        )
         learned = [] if network.learned is None else list(network.learned.parameters())
         others = [p for p in network.parameters() if not any(p is q for q in learned)]
         network.to(self.device)
@@ -235,6 +241,7 @@ class NEGNNBase(BaseEstimator):
                 verbose=bool(self.verbose),
             ),
             parameter_groups=[{"params": others}, {"params": learned, "lr": self.fine_tune_lr}],
+            fabric=fabric,
         )
         network.cpu()
         if not np.isfinite(history[-1]["train_loss"]):
