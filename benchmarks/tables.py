@@ -21,9 +21,10 @@ def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
 
 
 def csv_table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a reStructuredText table, or nothing if it has no rows."""
+    """Return a reStructuredText table without columns that are empty in all rows, or nothing if it has no rows."""
     if not rows:
         return ""
-    lines = [", ".join(f'"{item}"' for item in row) for row in [header, *rows]]
+    filled = [i for i, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    lines = [", ".join(f'"{row[i]}"' for i in filled) for row in [header, *rows]]
     body = "\n".join(f"   {line}" for line in lines)
     return f".. csv-table::\n   :header-rows: 1\n\n{body}"
