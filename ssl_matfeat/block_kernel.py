@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,34 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 Matrix = NDArray[np.float64]
 
-KERNELS: dict[str, Callable[..., Matrix]] = {
-    "laplacian": manhattan_distances,
-    "rbf": lambda A, B=None: euclidean_distances(A, B, squared=True),
-}
-"""The distance that each kernel is the negative exponential of."""
 
-_SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
-_ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+class Kernel(NamedTuple):
+    """A distance that adds up over blocks, and the kernel as a function of their weighted sum."""
+
+    distance: Callable[..., Matrix]
+    """Between the rows of one matrix or of two."""
+    of_distance: Callable[[Matrix], Matrix]
+    """May overwrite what it is given."""
+
+
+def _exponential(distance: Matrix) -> Matrix:
+    return np.exp(-distance, out=distance)
+
+
+def _matern(distance: Matrix) -> Matrix:
+    root = np.sqrt(3 * distance, out=distance)
+    return (1 + root) * np.exp(-root)
+
+
+_squared = partial(euclidean_distances, squared=True)
+KERNELS = {
+    "matern": Kernel(_squared, _matern),
+    "rbf": Kernel(_squared, _exponential),
+    "laplacian": Kernel(manhattan_distances, _exponential),
+}
+
+_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Where the search starts from the best of."""
 _LEAST_ALPHA = 1e-8
 """Below this, equal samples make a kernel singular in double precision."""
@@ -36,22 +57,23 @@ _LEAST_GAIN = 2e-3
 class BlockKernelRidge(RegressorMixin, BaseEstimator):
     """Kernel ridge regression with a weight of its own for each block of columns.
 
-    ``k(a, b) = exp(-Σ_B θ_B d_B(a, b) / m_B)``, with d_B the distance in the columns of block B (sum of absolute
-    differences for the Laplacian kernel, of squared ones for the RBF) and m_B its median over pairs of training
-    samples. In a plain kernel a block counts by its number of columns, so that a few telling ones drown in many; here
-    θ_B and the penalty are found by a search along one coordinate after the other, starting from the best plain
-    kernel, for the least mean absolute error over inner folds of the training data. A block that does not help gets
-    θ_B = 0 (automatic relevance determination, by block; Rasmussen & Williams, Gaussian Processes for Machine
-    Learning, 2006, section 5.1). Each kernel is searched and fitted by itself, and the predictions are averaged.
-    Scale columns first.
+    The kernel is a function of ``s(a, b) = Σ_B θ_B d_B(a, b) / m_B``, with d_B the sum of squared differences in the
+    columns of block B (for the Laplacian kernel, of absolute ones) and m_B its median over pairs of training samples:
+    ``(1 + √(3 s)) exp(-√(3 s))`` for Matérn's of order 3/2, ``exp(-s)`` for the others. In a plain kernel a block
+    counts by its number of columns, so that a few telling ones drown in many; here θ_B and the penalty are found by a
+    search along one coordinate after the other, starting from the best plain kernel, for the least mean absolute
+    error over inner folds of the training data. A block that does not help gets θ_B = 0 (automatic relevance
+    determination, by block; Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, sections 4.2 and
+    5.1). Scale columns first.
 
     Parameters
     ----------
     block_sizes : sequence of int or None, default=None
         Numbers of columns of the blocks, which lie side by side: ``featurizer.block_sizes()`` of an
         `SSLStructureFeaturizer`. None is one block, a plain kernel ridge with cross-validated parameters.
-    kernels : tuple of str, default=("laplacian", "rbf")
-        Of these two: one, or both averaged.
+    kernels : tuple of str, default=("matern",)
+        Of ``"matern"``, ``"rbf"`` and ``"laplacian"``. Several are searched and fitted each by itself, and their
+        predictions averaged.
     n_inner_folds : int, default=3
         By which parameters are compared.
     max_search : int, default=1500
@@ -91,7 +113,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         self,
         block_sizes: Sequence[int] | None = None,
         *,
-        kernels: tuple[str, ...] = ("laplacian", "rbf"),
+        kernels: tuple[str, ...] = ("matern",),
         n_inner_folds: int = 3,
         max_search: int = 1500,
         max_refine: int = 4000,
@@ -138,14 +160,17 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
 
         thetas, alphas, rates = [], [], []
         for kernel in self.kernels:
-            distances = [KERNELS[kernel](block[rows]) for block in blocks]
+            of_distance = KERNELS[kernel].of_distance
+            distances = [KERNELS[kernel].distance(block[rows]) for block in blocks]
             medians = np.array([_median_of_pairs(distance) for distance in distances])
             scaled = np.stack([d / m for d, m in zip(distances, medians, strict=True)])
-            theta, alpha = _search(scaled, sizes / sizes.sum(), y[rows], splits)
+            error = _inner_error(scaled, of_distance, y[rows], splits)
+            theta, alpha = _search(sizes / sizes.sum(), error)
             if min(len(X), self.max_refine) > self.max_search:
                 some = order[: self.max_refine]
                 distance = self._distance(kernel, theta / medians, X[some], X[some])
-                factor, alpha = _refine(distance, alpha, y[some], list(folds.split(some)))
+                error = _inner_error(distance[None], of_distance, y[some], list(folds.split(some)))
+                (factor,), alpha = _descend(np.ones(1), alpha, np.ones(1), error)
                 theta = factor * theta
             thetas.append(theta)
             alphas.append(alpha)
@@ -172,7 +197,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
     def _kernel(self, k: int, X: Matrix) -> Matrix:
         """Return kernel number ``k`` between ``X`` and the training samples, (n, n_training)."""
         distance = self._distance(self.kernels[k], self._rates[k], X, self.X_fit_)
-        return np.exp(-distance, out=distance)
+        return KERNELS[self.kernels[k]].of_distance(distance)
 
     def _distance(self, kernel: str, rates: Matrix, A: Matrix, B: Matrix) -> Matrix:
         """Return the sum of the blocks' distances times their rates, (n_A, n_B)."""
@@ -180,7 +205,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         pairs = zip(np.split(A, self._starts, 1), np.split(B, self._starts, 1), strict=True)
         for rate, (a, b) in zip(rates, pairs, strict=True):
             if rate > 0:
-                total += rate * KERNELS[kernel](a, b)
+                total += rate * KERNELS[kernel].distance(a, b)
         return total
 
     def _check_parameters(self) -> None:
@@ -205,9 +230,8 @@ Error = Callable[[Matrix, float], float]
 Splits = list[tuple[Matrix, Matrix]]
 
 
-def _search(distances: Matrix, shares: Matrix, y: Matrix, splits: Splits) -> tuple[Matrix, float]:
-    """Return weights and penalty, for scaled distances of each block, (n_blocks, n, n)."""
-    error = _inner_error(distances, y, splits)
+def _search(shares: Matrix, error: Error) -> tuple[Matrix, float]:
+    """Return weights and penalty; a plain kernel's weights are as the ``shares`` of the columns, (n_blocks,)."""
     best = min(
         ((scale * shares, alpha) for scale in _SCALES for alpha in _ALPHAS),
         key=lambda point: error(*point),
@@ -215,20 +239,16 @@ def _search(distances: Matrix, shares: Matrix, y: Matrix, splits: Splits) -> tup
     return _descend(*best, shares, error)
 
 
-def _refine(distance: Matrix, alpha: float, y: Matrix, splits: Splits) -> tuple[float, float]:
-    """Return a factor for all weights and a penalty, from the weighted distance, (n, n), and a penalty near."""
-    whole = np.ones(1)
-    (factor,), alpha = _descend(whole, alpha, whole, _inner_error(distance[None], y, splits))
-    return factor, alpha
-
-
-def _inner_error(distances: Matrix, y: Matrix, splits: Splits) -> Error:
+def _inner_error(
+    distances: Matrix, of_distance: Callable[[Matrix], Matrix], y: Matrix, splits: Splits
+) -> Error:
+    """Return the error as a function of weights and penalty, for scaled distances of each block, (n_blocks, n, n)."""
     errors: dict[tuple[float, ...], float] = {}
 
     def error(theta: Matrix, alpha: float) -> float:
         key = (*theta.round(6), alpha)
         if key not in errors:
-            kernel = np.exp(-np.tensordot(theta, distances, axes=1))
+            kernel = of_distance(np.tensordot(theta, distances, axes=1))
             errors[key] = np.abs(_inner_predictions(kernel, y, alpha, splits) - y).mean()
         return errors[key]
 

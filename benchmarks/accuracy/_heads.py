@@ -82,7 +82,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         rows = np.random.default_rng(self.random_state).permutation(len(X))[: self.max_search]
         errors: dict[tuple[str, float, float], float] = {}
         for kernel in self.kernels:
-            distance = KERNELS[kernel](X[rows])
+            distance = KERNELS[kernel].distance(X[rows])
             # Half of the pairs are closer than this; identical rows alone would make it zero.
             median = np.median(distance[np.triu_indices(len(rows), 1)]) or 1.0
             for factor in self.gammas:
@@ -93,7 +93,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
         self.best_ = min(errors, key=errors.__getitem__)
 
         kernel, self.gamma_, alpha = self.best_
-        K = np.exp(-self.gamma_ * KERNELS[kernel](X))
+        K = np.exp(-self.gamma_ * KERNELS[kernel].distance(X))
         (self.inner_prediction_,) = self._inner(K, y, (alpha,))
         self.X_fit_, self.y_mean_ = X, float(y.mean())
         self.dual_coef_ = _solve(K, y - self.y_mean_, alpha)
@@ -101,7 +101,7 @@ class KernelRidgeCV(RegressorMixin, BaseEstimator):
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the predictions, (n_samples,)."""
-        distance = KERNELS[self.best_[0]](np.asarray(X, dtype=np.float64), self.X_fit_)
+        distance = KERNELS[self.best_[0]].distance(np.asarray(X, dtype=np.float64), self.X_fit_)
         return np.exp(-self.gamma_ * distance) @ self.dual_coef_ + self.y_mean_
 
     def _inner(self, K: Matrix, y: Matrix, alphas: tuple[float, ...]) -> Matrix:
