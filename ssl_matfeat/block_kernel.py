@@ -26,6 +26,9 @@ class Kernel(NamedTuple):
     """Between the rows of one matrix or of two."""
     of_distance: Callable[[Matrix], Matrix]
     """May overwrite what it is given."""
+    scales: tuple[float, ...]
+    alphas: tuple[float, ...]
+    """The search starts from the best of these sums of all weights and penalties."""
 
 
 def _exponential(distance: Matrix) -> Matrix:
@@ -38,15 +41,14 @@ def _matern(distance: Matrix) -> Matrix:
 
 
 _squared = partial(euclidean_distances, squared=True)
+_SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
+_ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 KERNELS = {
-    "matern": Kernel(_squared, _matern),
-    "rbf": Kernel(_squared, _exponential),
-    "laplacian": Kernel(manhattan_distances, _exponential),
+    # Its tails are long, so that it may be wider, and then wants a smaller penalty.
+    "matern": Kernel(_squared, _matern, (0.003, 0.01, *_SCALES), (1e-5, *_ALPHAS)),
+    "rbf": Kernel(_squared, _exponential, _SCALES, _ALPHAS),
+    "laplacian": Kernel(manhattan_distances, _exponential, _SCALES, _ALPHAS),
 }
-
-_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Where the search starts from the best of."""
 _LEAST_ALPHA = 1e-8
 """Below this, equal samples make a kernel singular in double precision."""
 _MAX_ROUNDS = 4
@@ -73,7 +75,8 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         `SSLStructureFeaturizer`. None is one block, a plain kernel ridge with cross-validated parameters.
     kernels : tuple of str, default=("matern",)
         Of ``"matern"``, ``"rbf"`` and ``"laplacian"``. Several are searched and fitted each by itself, and their
-        predictions averaged.
+        predictions averaged. Matérn's does best with learned features; for hand-made ones try
+        ``("laplacian", "rbf")``.
     n_inner_folds : int, default=3
         By which parameters are compared.
     max_search : int, default=1500
@@ -159,17 +162,17 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         splits = list(folds.split(rows))
 
         thetas, alphas, rates = [], [], []
-        for kernel in self.kernels:
-            of_distance = KERNELS[kernel].of_distance
-            distances = [KERNELS[kernel].distance(block[rows]) for block in blocks]
+        for name in self.kernels:
+            kernel = KERNELS[name]
+            distances = [kernel.distance(block[rows]) for block in blocks]
             medians = np.array([_median_of_pairs(distance) for distance in distances])
             scaled = np.stack([d / m for d, m in zip(distances, medians, strict=True)])
-            error = _inner_error(scaled, of_distance, y[rows], splits)
-            theta, alpha = _search(sizes / sizes.sum(), error)
+            error = _inner_error(scaled, kernel, y[rows], splits)
+            theta, alpha = _search(kernel, sizes / sizes.sum(), error)
             if min(len(X), self.max_refine) > self.max_search:
                 some = order[: self.max_refine]
                 distance = self._distance(kernel, theta / medians, X[some], X[some])
-                error = _inner_error(distance[None], of_distance, y[some], list(folds.split(some)))
+                error = _inner_error(distance[None], kernel, y[some], list(folds.split(some)))
                 (factor,), alpha = _descend(np.ones(1), alpha, np.ones(1), error)
                 theta = factor * theta
             thetas.append(theta)
@@ -196,16 +199,16 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
 
     def _kernel(self, k: int, X: Matrix) -> Matrix:
         """Return kernel number ``k`` between ``X`` and the training samples, (n, n_training)."""
-        distance = self._distance(self.kernels[k], self._rates[k], X, self.X_fit_)
-        return KERNELS[self.kernels[k]].of_distance(distance)
+        kernel = KERNELS[self.kernels[k]]
+        return kernel.of_distance(self._distance(kernel, self._rates[k], X, self.X_fit_))
 
-    def _distance(self, kernel: str, rates: Matrix, A: Matrix, B: Matrix) -> Matrix:
+    def _distance(self, kernel: Kernel, rates: Matrix, A: Matrix, B: Matrix) -> Matrix:
         """Return the sum of the blocks' distances times their rates, (n_A, n_B)."""
         total = np.zeros((len(A), len(B)))
         pairs = zip(np.split(A, self._starts, 1), np.split(B, self._starts, 1), strict=True)
         for rate, (a, b) in zip(rates, pairs, strict=True):
             if rate > 0:
-                total += rate * KERNELS[kernel].distance(a, b)
+                total += rate * kernel.distance(a, b)
         return total
 
     def _check_parameters(self) -> None:
@@ -230,26 +233,24 @@ Error = Callable[[Matrix, float], float]
 Splits = list[tuple[Matrix, Matrix]]
 
 
-def _search(shares: Matrix, error: Error) -> tuple[Matrix, float]:
+def _search(kernel: Kernel, shares: Matrix, error: Error) -> tuple[Matrix, float]:
     """Return weights and penalty; a plain kernel's weights are as the ``shares`` of the columns, (n_blocks,)."""
     best = min(
-        ((scale * shares, alpha) for scale in _SCALES for alpha in _ALPHAS),
+        ((scale * shares, alpha) for scale in kernel.scales for alpha in kernel.alphas),
         key=lambda point: error(*point),
     )
     return _descend(*best, shares, error)
 
 
-def _inner_error(
-    distances: Matrix, of_distance: Callable[[Matrix], Matrix], y: Matrix, splits: Splits
-) -> Error:
+def _inner_error(distances: Matrix, kernel: Kernel, y: Matrix, splits: Splits) -> Error:
     """Return the error as a function of weights and penalty, for scaled distances of each block, (n_blocks, n, n)."""
     errors: dict[tuple[float, ...], float] = {}
 
     def error(theta: Matrix, alpha: float) -> float:
         key = (*theta.round(6), alpha)
         if key not in errors:
-            kernel = of_distance(np.tensordot(theta, distances, axes=1))
-            errors[key] = np.abs(_inner_predictions(kernel, y, alpha, splits) - y).mean()
+            similarity = kernel.of_distance(np.tensordot(theta, distances, axes=1))
+            errors[key] = np.abs(_inner_predictions(similarity, y, alpha, splits) - y).mean()
         return errors[key]
 
     return error

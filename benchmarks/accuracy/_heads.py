@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -150,10 +151,9 @@ def _selected_trees(seed: int) -> Pipeline:
     return make_pipeline(_imputer(), select, _trees(seed))
 
 
-def _block_kernel(seed: int, block_sizes: tuple[int, ...]) -> Pipeline:
-    return make_pipeline(
-        _imputer(), StandardScaler(), BlockKernelRidge(block_sizes, random_state=seed)
-    )
+def _block_kernel(kernels: tuple[str, ...], seed: int, block_sizes: tuple[int, ...]) -> Pipeline:
+    head = BlockKernelRidge(block_sizes, kernels=kernels, random_state=seed)
+    return make_pipeline(_imputer(), StandardScaler(), head)
 
 
 HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
@@ -166,14 +166,18 @@ HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
     "KRR": lambda seed, _: make_pipeline(
         _imputer(), StandardScaler(), KernelRidgeCV(random_state=seed)
     ),
-    "BKR": _block_kernel,
+    # Hand-made features do better with the former, learned ones with the latter.
+    "BKR": partial(_block_kernel, ("laplacian", "rbf")),
+    "MKR": partial(_block_kernel, ("matern",)),
     "ridge": lambda *_: make_pipeline(
         _imputer(), StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15))
     ),
 }
 """Name → unfitted pipeline, of a seed and the sizes of the feature set's blocks."""
 
-AVERAGES = {"ET+BKR": ("ET", "BKR"), "SET+BKR": ("SET", "BKR")}
+AVERAGES = {
+    f"{trees}+{kernel}": (trees, kernel) for kernel in ("BKR", "MKR") for trees in ("ET", "SET")
+}
 """Heads whose predictions are the mean of other heads'."""
 
 

@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Parameters that a variant changes."""
 WITH_FEATURES = "+features"
-FROZEN = "ET+BKR"
+FROZEN = "ET+MKR"
 """The head of the runner for ``+features``."""
 TASKS = ["jdft2d", "phonons"]
 ROWS = ["default"]

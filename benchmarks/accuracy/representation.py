@@ -33,7 +33,7 @@ ROWS = [
     *(f"raw+{name}" for name in list_weights() if name != "default"),
     "magpie+structural",
 ]
-HEADS = ["ET", "SET", "BKR", "ET+BKR", "SET+BKR"]
+HEADS = ["ET", "SET", "BKR", "MKR", "ET+BKR", "SET+BKR", "ET+MKR", "SET+MKR"]
 
 if __name__ == "__main__":
     typer.run(table_command(TASKS, ROWS, HEADS))
