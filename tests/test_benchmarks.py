@@ -57,15 +57,15 @@ def results(scripts, tmp_path_factory):
 
 
 def test_json_says_what_was_scored_and_with_what(results):
+    from representation import HEADS
+
     report = json.loads((results / "accuracy" / "elastic" / "default.json").read_text())
     assert report["rows"] == "60 of 1181"
     assert report["rows_with_nan"] == 0
     assert len(report["weights"]["default"]) == 64
     assert report["versions"]["ssl-matfeat"]
     scored = {(cell["head"], cell["fold"]) for cell in report["cells"]}
-    assert scored == {
-        (head, fold) for head in ("ET", "SET", "BKR", "ET+BKR", "SET+BKR") for fold in FOLDS
-    }
+    assert scored == {(head, fold) for head in HEADS for fold in FOLDS}
     assert sum(cell["n_test"] for cell in report["cells"]) == 5 * 60
 
 
