@@ -63,7 +63,8 @@ def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
                 row.append(with_spread(np.array(maes), report["unit"]) if len(maes) > 1 else "")
             if any(row[2:]):
                 rows.append(row)
-    return csv_table(["task", "labels", *ABLATION], rows)
+    inputs = ["raw" if variant == "default" else variant for variant in ABLATION]
+    return csv_table(["task", "labels", *inputs], rows)
 
 
 def moments_table(path: Path) -> str:
