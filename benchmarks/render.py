@@ -33,6 +33,8 @@ from _tasks import HOLDOUT, TASKS
 from negnn_tables import ablation_table, calibration_table, fold_table, load_networks, moments_table
 from tables import csv_table, number, with_spread
 
+from ssl_matfeat.weights import list_weights, load_weights
+
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "benchmarks.rst"
 CHOSEN = "chosen"
@@ -209,6 +211,18 @@ def paper_table(
     return csv_table(["features", *header], rows)
 
 
+def weights_table() -> str:
+    """Return how well the released weights do their own tasks on validation crystals, from their model cards."""
+    rows = []
+    for name in list_weights():
+        card = load_weights(name).card
+        scores = ", ".join(f"{key} {value:.3g}" for key, value in card["metrics"].items())
+        data = card["training_data"]
+        crystals = f"{data['n_training']} of at most {data['max_sites']} sites"
+        rows.append([name, crystals, str(len(card["history"])), scores])
+    return csv_table(["weights", "crystals", "epochs", "on validation crystals"], rows)
+
+
 def learning_table(reports: Reports) -> str:
     """Return the error at each number of labels, with the head chosen on inner folds."""
     rows = []
@@ -303,9 +317,10 @@ def render(page: str, results: Path) -> str:
             differences_table, reports, representation.TASKS, base="raw+untrained"
         ),
         "leakage": partial(differences_table, reports, leakage.TASKS, *leakage.ROWS[::-1]),
+        "weights": weights_table,
         "paper": partial(paper_table, reports, paper.TASKS, paper.ROWS, ["KRR"]),
         "site moments": partial(
-            paper_table, reports, site_moments.TASKS, site_moments.ROWS, representation.HEADS
+            paper_table, reports, site_moments.TASKS, site_moments.ROWS, ["ET", "MKR", CHOSEN]
         ),
         "negnn folds": partial(fold_table, networks, FOLDS),
         "negnn inputs": partial(ablation_table, networks),

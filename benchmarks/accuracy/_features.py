@@ -147,14 +147,18 @@ def block(name: str) -> Block:
         return _ssl(SSLAtomFeaturizer(layers=(name.removeprefix("site-"),)))
     if found := re.fullmatch(r"site-NE(\d+)", name):
         return _ssl(SSLAtomFeaturizer("paper-predictive", tuple(map(int, found[1]))))
-    if found := re.fullmatch(r"NE(\d+)(-sum|-untrained)?", name):
+    if found := re.fullmatch(r"NE(\d+)(-sum|-untrained|-contrastive)?", name):
         digits, variant = found.groups()
-        weights = _untrained("paper-predictive") if variant == "-untrained" else "paper-predictive"
+        weights: str | Pretrained = "paper-predictive"
+        if variant == "-untrained":
+            weights = _untrained(weights)
+        elif variant == "-contrastive":
+            weights = "paper-contrastive"
         pooling = ("sum",) if variant == "-sum" else ("mean",)
         return _ssl(SSLStructureFeaturizer(weights, tuple(map(int, digits)), pooling=pooling))
     raise ValueError(
         f"there is no feature set {name!r}; choose from {', '.join([*_PEERS, *ALIASES])}, raw, default, "
-        f"untrained, {', '.join(list_weights())} and NE0, NE01, ..., NE012345, each also with -sum or -untrained; "
+        f"untrained, {', '.join(list_weights())} and NE0, NE01, ..., NE012345, each also with -sum, -untrained or -contrastive; "
         "of sites: site-element, site-shell, site-default, site-crystal-nn and site-NE0, ...; + joins them"
     )
 
