@@ -159,7 +159,7 @@ def block(name: str) -> Block:
     raise ValueError(
         f"there is no feature set {name!r}; choose from {', '.join([*_PEERS, *ALIASES])}, raw, default, "
         f"untrained, {', '.join(list_weights())} and NE0, NE01, ..., NE012345, each also with -sum, -untrained or "
-        "-contrastive; of sites: site-element, site-shell, site-default, site-crystal-nn and site-NE0, ...; + joins them"
+        "-contrastive; sites: site-element, site-shell, site-default, site-crystal-nn and site-NE0, ...; + joins them"
     )
 
 
