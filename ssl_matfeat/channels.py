@@ -107,7 +107,7 @@ def element_channels(batch: CrystalBatch) -> Tensor:
 
 def shell_channels(batch: CrystalBatch) -> Tensor:
     """Return the statistics of each site's shell, (n_sites, 27), in the order of `SHELL_CHANNELS`."""
-    return torch.cat([bond_channels(batch), geometric_channels(batch)], dim=1)
+    return torch.cat([bond_channels(batch), batch.once(geometric_channels)], dim=1)
 
 
 def bond_channels(batch: CrystalBatch) -> Tensor:

@@ -142,9 +142,8 @@ class ContextEncoder(nn.Module):
         """Run once; a batch in double precision gives shapes without rounding, which misfits would magnify."""
         dtype = self.properties.dtype
         neighbor, center = batch.edge_index
-        geometry = self.scale_geometry(
-            geometric_channels(batch).to(dtype)
-        )  # (n_sites, n_geometric)
+        geometry = batch.once(geometric_channels).to(dtype)  # (n_sites, n_geometric)
+        geometry = self.scale_geometry(geometry)
         weight, total = (w.to(dtype) for w in shell_weights(batch))
         batch = batch.to(batch.numbers.device, dtype)
         atom = self.embed(self.properties[batch.numbers]) + self.identity(batch.numbers)

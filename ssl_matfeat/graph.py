@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,10 +150,19 @@ class CrystalBatch:
     volume: Tensor
     """(n_crystals,) Å³."""
 
+    def __post_init__(self) -> None:
+        self._computed: dict[Callable[[CrystalBatch], Tensor], Tensor] = {}
+
     @property
     def num_graphs(self) -> int:
         """Return the number of crystals."""
         return len(self.volume)
+
+    def once(self, function: Callable[[CrystalBatch], Tensor]) -> Tensor:
+        """Return ``function(self)``, which is computed at the first call: several blocks read the same channels."""
+        if function not in self._computed:
+            self._computed[function] = function(self)
+        return self._computed[function]
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to ``device`` and the floating ones to ``dtype``."""

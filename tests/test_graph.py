@@ -1,6 +1,7 @@
 """Neighbours against hand-made and brute-force references; batches and files of graphs."""
 
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -248,8 +249,18 @@ def test_saved_graphs_come_back_mapped_into_memory(graphs, tmp_path):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
     saved, kept = loaded.batch([2, 0]), graphs.batch([2, 0])
-    assert all(torch.equal(getattr(saved, key), value) for key, value in vars(kept).items())
+    assert all(torch.equal(getattr(saved, key), value) for key, value in asdict(kept).items())
     assert loaded.data(1).num_nodes == graphs.n_sites[1]
+
+
+def test_a_batch_computes_a_function_once_and_its_copy_anew(graphs):
+    def mean_distance(batch):
+        return batch.distance.mean()
+
+    batch = graphs.batch([0])
+    mean = batch.once(mean_distance)
+    assert batch.once(mean_distance) is mean
+    assert batch.to("cpu", torch.float32).once(mean_distance).dtype == torch.float32
 
 
 def test_files_of_graphs_are_never_unpickled(graphs, tmp_path):
