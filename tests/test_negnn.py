@@ -131,6 +131,8 @@ def test_sample_weight_decides_between_contradictions(data):
     assert model.fit(X, y, sample_weight=weight[::-1]).predict(X).mean() > 0.8
     with pytest.raises(ValueError, match="at least one non-zero"):
         model.fit(X, y, sample_weight=np.zeros(16))
+    with pytest.raises(ValueError, match="Negative values"):
+        model.fit(X, y, sample_weight=-weight)
 
 
 def test_several_targets_at_once(data):

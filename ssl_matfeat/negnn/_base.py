@@ -129,8 +129,13 @@ class NEGNNBase(BaseEstimator):
         structures = as_structure_list(X)
         check_consistent_length(structures, y)
         weight = _check_sample_weight(
-            sample_weight, np.empty((len(structures), 1)), dtype=np.float32
+            sample_weight,
+            np.empty((len(structures), 1)),
+            dtype=np.float32,
+            ensure_non_negative=True,
         )
+        if not weight.any():  # scikit-learn before 1.9 lets that pass
+            raise ValueError("sample_weight must have at least one non-zero value")
         pretrained = load_weights(self.weights)
         inputs = Inputs(self.node_features, pretrained, self.layers)
         if self.fine_tune and not inputs.layers:
