@@ -16,26 +16,40 @@ from numpy.typing import NDArray
 from pymatgen.core import Element
 from sklearn.utils import Tags
 
+import ssl_matfeat
 from ssl_matfeat._compute import BatchFunction, compute_rows
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
-from ssl_matfeat.weights import Pretrained, load_weights
+from ssl_matfeat.weights import Pretrained, list_weights, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
-_CITATIONS = [
+_PACKAGE = (
+    "@software{ssl_matfeat, title={ssl_matfeat: self-supervised graph features for crystals}, "
+    "author={{The ssl_matfeat developers}}, version={%s}}"
+)
+_METHOD = (
     "@article{kong2024self, title={Self-supervised representations and node embedding graph neural networks for "
     "accurate and multi-scale analysis of materials}, author={Kong, Jian-Gang and others}, "
     "journal={Machine Learning: Science and Technology}, volume={5}, pages={035018}, year={2024}, "
-    "doi={10.1088/2632-2153/ad612b}}",
+    "doi={10.1088/2632-2153/ad612b}}"
+)
+_ELEMENT_PROPERTIES = (
     "@article{ward2016general, title={A general-purpose machine learning framework for predicting properties of "
     "inorganic materials}, author={Ward, Logan and Agrawal, Ankit and Choudhary, Alok and Wolverton, Christopher}, "
     "journal={npj Computational Materials}, volume={2}, pages={16028}, year={2016}, "
-    "doi={10.1038/npjcompumats.2016.28}}",
+    "doi={10.1038/npjcompumats.2016.28}}"
+)
+_BOND_ORDER = (
+    "@article{steinhardt1983bond, title={Bond-orientational order in liquids and glasses}, author={Steinhardt, Paul J. "
+    "and Nelson, David R. and Ronchetti, Marco}, journal={Physical Review B}, volume={28}, pages={784}, year={1983}, "
+    "doi={10.1103/PhysRevB.28.784}}"
+)
+_STRUCTURES = (
     "@article{jain2013commentary, title={Commentary: The Materials Project: A materials genome approach to "
     "accelerating materials innovation}, author={Jain, Anubhav and others}, journal={APL Materials}, volume={1}, "
-    "pages={011002}, year={2013}, doi={10.1063/1.4812323}}",
-]
+    "pages={011002}, year={2013}, doi={10.1063/1.4812323}}"
+)
 
 
 class SSLFeaturizer(BaseFeaturizer):
@@ -80,7 +94,7 @@ class SSLFeaturizer(BaseFeaturizer):
         return self
 
     def feature_labels(self) -> list[str]:
-        """Return the names of the columns, which say layer, channel and statistic."""
+        """Return the names of the columns: statistic and channel, such as ``mean of bond length``."""
         self._check_parameters()
         pretrained = self._pretrained()
         return [label for layer in self._layers() for label in self._labels(layer, pretrained)]
@@ -96,8 +110,16 @@ class SSLFeaturizer(BaseFeaturizer):
         return np.array(self.feature_labels(), dtype=object)
 
     def citations(self) -> list[str]:
-        """Return BibTeX of the method, of the element properties and of the structures learned from."""
-        return list(_CITATIONS)
+        """Return BibTeX of the package and the method, and of what the chosen layers and weights rest on."""
+        layers, pretrained = set(self._layers()), self._pretrained()
+        found = [_PACKAGE % ssl_matfeat.__version__, _METHOD]
+        if layers & set(RAW_BLOCKS) or pretrained.encoder.pretext_names:  # which read them as well
+            found.append(_ELEMENT_PROPERTIES)
+        if layers & {"shell", "pretext"}:
+            found.append(_BOND_ORDER)
+        if layers - set(RAW_BLOCKS) and pretrained.card["name"] in list_weights():
+            found.append(_STRUCTURES)
+        return found
 
     def implementors(self) -> list[str]:
         """Return who wrote this."""
@@ -159,9 +181,13 @@ class SSLFeaturizer(BaseFeaturizer):
         return_errors: bool,
         pbar: bool | dict[str, Any],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
-        if return_errors and not ignore_errors:
+        if return_errors and not self._ignores(ignore_errors):
             raise ValueError("return_errors=True needs ignore_errors=True")
-        return self._rows(structures, "nan" if ignore_errors else "raise", pbar)
+        return self._rows(structures, "nan" if self._ignores(ignore_errors) else "raise", pbar)
+
+    def _ignores(self, ignore_errors: bool) -> bool:
+        """Say whether matminer's parameter or our own lets bad structures pass."""
+        return ignore_errors or self.on_error == "nan"
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -57,9 +57,9 @@ GEOMETRIC_CHANNELS = (
 """The shape of the shell: what needs positions only, and hardly changes when all distances are scaled."""
 SHELL_CHANNELS = (*BOND_CHANNELS, *GEOMETRIC_CHANNELS)
 CELL_CHANNELS = (
-    "density",
+    "mass density",
     "volume per atom",
-    "packing fraction",
+    "sphere volume fraction",
     "elemental packing",
     "valence electron density",
     "crystal flatness",
@@ -158,10 +158,10 @@ def geometric_channels(batch: CrystalBatch) -> Tensor:
 def cell_channels(batch: CrystalBatch) -> Tensor:
     """Return the channels that belong to a whole crystal, (n_crystals, 9), in the order of `CELL_CHANNELS`.
 
-    ``density`` (g/cm³), ``volume per atom`` (Å³), ``packing fraction`` (spheres with the calculated atomic radii),
-    ``elemental packing`` (volumes per atom of the elements' ground states, summed, over the cell's), ``valence
-    electron density`` (1/Å³), and the smallest and largest eigenvalue of <u uᵀ>, averaged over the sites: a layered
-    crystal is flat, a chain elongated.
+    ``mass density`` (g/cm³), ``volume per atom`` (Å³), ``sphere volume fraction`` (of spheres with the calculated
+    atomic radii, which overlap, so that it may exceed 1), ``elemental packing`` (volumes per atom of the elements'
+    ground states, summed, over the cell's), ``valence electron density`` (1/Å³), and the smallest and largest
+    eigenvalue of <u uᵀ>, averaged over the sites: a layered crystal is flat, a chain elongated.
     """
     mass, volume, valence = _properties(batch, "AtomicWeight", "GSvolume_pa", "NValence")
     sphere = 4 / 3 * math.pi * _lookup(radius_table(), batch) ** 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,8 @@ app = typer.Typer(
 weights_app = typer.Typer(help="The pretrained weights that this version has.")
 app.add_typer(weights_app, name="weights", no_args_is_help=True)
 
-STRUCTURE_FILES = ("*.cif", "*POSCAR*", "*CONTCAR*", "*.vasp")
-"""What is taken from a folder; a file that is named itself may have any name pymatgen reads."""
+STRUCTURE_FILES = ("*.cif", "*poscar*", "*contcar*", "*.vasp")
+"""What is taken from a folder, in upper or lower case; a file that is named itself may have any name pymatgen reads."""
 
 
 @app.command()
@@ -79,7 +80,10 @@ def featurize(
         except WeightsError as error:
             raise typer.BadParameter(str(error), param_hint="--weights") from error
         features.insert(0, "file", [str(file) for file in structures])
-        errors |= {list(structures)[row]: text for row, text in featurizer.errors_.items()}
+        errors |= {
+            list(structures)[row]: text.replace(f"X[{row}] ", "")
+            for row, text in featurizer.errors_.items()
+        }
         features = features[~features["file"].isin([str(file) for file in errors])]
         if output.suffix == ".parquet":
             features.to_parquet(output, index=False)
@@ -118,8 +122,8 @@ def pretrain(
 ) -> None:
     """Train weights on your own structures, without labels.
 
-    A checkpoint beside the output is written after every epoch; the same command goes on from it.
-    The losses are plotted beside the output as well.
+    A checkpoint beside the output is written after every epoch; after an interruption the same command goes on from
+    it, and at the end removes it. The losses are plotted beside the output as well.
     """
     from ssl_matfeat.inspection import plot_losses
     from ssl_matfeat.pretrain import SSLPretrainer
@@ -134,11 +138,13 @@ def pretrain(
         n_devices=n_devices,
         verbose=True,
     )
+    checkpoint = output.with_suffix(".checkpoint")
     try:
-        pretrainer.fit(corpus, checkpoint=output.with_suffix(".checkpoint"))
+        pretrainer.fit(corpus, checkpoint=checkpoint)
     except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     pretrainer.save(output)
+    checkpoint.unlink()
     plot_losses(pretrainer.history_).savefig(output.with_suffix(".png"))
     for text in pretrainer.errors_.values():
         typer.echo(text, err=True)
@@ -163,8 +169,11 @@ def _structure_files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = {file for pattern in STRUCTURE_FILES for file in path.rglob(pattern)}
-            files += sorted(file for file in found if file.is_file())
+            files += sorted(
+                file
+                for file in path.rglob("*")
+                if file.is_file() and any(fnmatch(file.name.lower(), p) for p in STRUCTURE_FILES)
+            )
         else:
             files.append(path)
     return list(dict.fromkeys(files))

@@ -41,7 +41,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int, or "auto", default="auto"
         ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (9 channels of the
-        whole crystal: density in g/cm³, volume per atom in Å³, packing fraction and so on), ``"pretext"`` (what the
+        whole crystal: mass density in g/cm³, volume per atom in Å³ and so on), ``"pretext"`` (what the
         self-supervised heads predict, where the weights have them), and integers: l is the embedding NEl, 0 the
         bare atom, 1 its first shell and so on. "auto" is all of these up to 1, but "pretext" only where the weights
         have it.
@@ -146,9 +146,9 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         entries : list-like
             Structures, or one-tuples of them as `featurize_dataframe` makes them.
         ignore_errors : bool, default=False
-            A bad structure gives a row of NaN instead of an error.
+            A bad structure gives a row of NaN instead of an error, as it does with ``on_error="nan"``.
         return_errors : bool, default=False
-            End each row with the error's message, or NaN; needs ``ignore_errors``.
+            End each row with the error's message, or NaN; needs one of these two.
         pbar : bool or dict, default=True
             Show a progress bar; a dict holds options of tqdm.
 
@@ -323,7 +323,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
                 errors[entry] = (
                     f"IndexError: entry {entry}: site {site} of {len(sites)}, counted from 0"
                 )
-                if not ignore_errors:
+                if not self._ignores(ignore_errors):
                     raise IndexError(errors[entry].removeprefix("IndexError: "))
             values.append(blank)
         return _with_errors(values, errors, return_errors)

@@ -81,7 +81,7 @@ class SSLPretrainer(BaseEstimator):
         epoch, and their gradients are averaged: a step sees ``n_devices`` batches. A script must guard its main part
         with ``if __name__ == "__main__":``; in a notebook, where processes cannot be started so, use the command
         ``ssl-matfeat pretrain``. Other values than the defaults of these three need Lightning Fabric:
-        ``pip install 'ssl-matfeat[distributed]'``.
+        ``pip install lightning-fabric``.
     verbose : bool, default=False
         Show a progress bar.
 
@@ -151,7 +151,7 @@ class SSLPretrainer(BaseEstimator):
             Ignored.
         checkpoint : str, Path or None
             Written after every epoch; if it exists, training goes on from there, on the same device with the same
-            numbers as without a stop.
+            numbers as without a stop. It stays when the training is done.
 
         Returns
         -------
@@ -160,7 +160,8 @@ class SSLPretrainer(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter is off, the device is missing, or no structure is left to train or to validate on.
+            If a parameter is off, the device is missing, no structure is left to train or to validate on, or the
+            checkpoint is of other parameters or other structures.
         ImportError
             If ``device``, ``precision`` or ``n_devices`` need Lightning Fabric and it is not installed.
         """
@@ -202,6 +203,8 @@ class SSLPretrainer(BaseEstimator):
                 verbose=self.verbose,
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
+            objective=f"tasks={weights}, structures={graphs.digest()}, max_sites={self.max_sites}, "
+            f"validation_fraction={self.validation_fraction}",
         )
         self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
         self.metrics_ = evaluate(
@@ -339,6 +342,7 @@ def _train_share(
     batch_size: int,
     options: TrainingOptions,
     checkpoint: Path | None,
+    objective: str,
 ) -> History:
     """Train ``pretext`` in place, in one process of perhaps several, and return the history."""
     share, n_shares, device = 0, 1, torch.device("cpu")
@@ -353,7 +357,7 @@ def _train_share(
         n_batches=sum(1 for _ in graphs.batches(batch_size, training)) // n_shares,
         options=options,
         checkpoint=checkpoint,
-        objective=f"tasks={pretext.weights}",
+        objective=objective,
         fabric=fabric,
     )
 

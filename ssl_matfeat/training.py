@@ -107,10 +107,16 @@ def train(
     history: History = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        if state["options"] != identity:
+        changed = {
+            name: (state["options"].get(name), now)
+            for name, now in identity.items()
+            if state["options"].get(name) != now
+        }
+        if changed:
+            said = "; ".join(f"{name}: {then}, now {now}" for name, (then, now) in changed.items())
             raise ValueError(
-                f"{checkpoint} was written by another training ({state['options']}, and now {identity}); "
-                "train with the same parameters or remove the file"
+                f"{checkpoint} was written by another training ({said}); train with the same parameters and "
+                "structures, or remove the file"
             )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -240,7 +246,7 @@ def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
     except ImportError as error:
         raise ImportError(
             f"{device=}, {precision=} and {n_devices=} need Lightning Fabric; "
-            "pip install 'ssl-matfeat[distributed]', or keep device='cpu', precision='32-true' and n_devices=1"
+            "pip install lightning-fabric, or keep device='cpu', precision='32-true' and n_devices=1"
         ) from error
     return Fabric(
         accelerator=kind,

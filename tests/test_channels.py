@@ -183,14 +183,16 @@ def test_chains_are_elongated_and_layers_flat():
 )
 def test_density(structure, density, per_atom):
     found = cell(structure)
-    assert found["density"] == pytest.approx(density, rel=2e-3)
-    assert found["density"] == pytest.approx(structure.density, rel=1e-3)
+    assert found["mass density"] == pytest.approx(density, rel=2e-3)
+    assert found["mass density"] == pytest.approx(structure.density, rel=1e-3)
     assert found["volume per atom"] == pytest.approx(per_atom)
 
 
 def test_packing_and_electrons():
     found = cell(fcc(3.615))
-    assert found["packing fraction"] == pytest.approx(4 / 3 * math.pi * 1.45**3 / (3.615**3 / 4))
+    assert found["sphere volume fraction"] == pytest.approx(
+        4 / 3 * math.pi * 1.45**3 / (3.615**3 / 4)
+    )
     assert found["elemental packing"] == pytest.approx(1, abs=0.1)  # it is the ground state
     assert found["valence electron density"] == pytest.approx(11 / (3.615**3 / 4))
 
@@ -210,7 +212,7 @@ def test_scaled_crystal_changes_lengths_and_not_shapes():
     for name in ("electronegativity difference", "neighbour mass", "bond order Q4"):
         assert large[name] == pytest.approx(small[name])
     small, large = cell(rock_salt(5.4)), cell(rock_salt(5.8))
-    for name in ("density", "packing fraction", "elemental packing", "valence electron density"):
+    for name in ("mass density", *CELL_CHANNELS[2:5]):
         assert large[name] / small[name] == pytest.approx((5.4 / 5.8) ** 3)
 
 

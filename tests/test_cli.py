@@ -66,6 +66,14 @@ def test_bad_files_are_reported_and_lose_no_other(folder, tmp_path):
     assert table.notna().all(axis=None)
 
 
+def test_upper_case_names_count_too(tmp_path):
+    SALT.to(tmp_path / "salt.cif")
+    (tmp_path / "salt.cif").rename(tmp_path / "SALT.CIF")
+    result = run("featurize", tmp_path, "--output", tmp_path / "features.csv")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(tmp_path / "features.csv")) == 1
+
+
 def test_a_file_named_twice_gives_one_row(folder, tmp_path):
     output = tmp_path / "features.parquet"
     run("featurize", folder, folder / "salt.vasp", "--output", output)

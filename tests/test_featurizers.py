@@ -118,6 +118,26 @@ def test_featurize_dataframe(crystals, frame):
     assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
 
 
+def test_on_error_holds_for_matminers_methods_too(crystals, frame):
+    bad = pd.concat([frame, pd.DataFrame({"structure": [ALLOY], "y": [4]}, index=["d"])])
+    with pytest.raises(StructureError, match="disordered"):
+        crystals.featurize_dataframe(bad.copy(), "structure", pbar=False)
+    result = crystals.set_params(on_error="nan").featurize_dataframe(bad, "structure", pbar=False)
+    assert result[crystals.feature_labels()].isna().all(axis=1).tolist() == [False] * 3 + [True]
+
+
+def test_citations_follow_layers_and_weights(crystals):
+    def cited(featurizer):
+        return {entry.split("{")[1].split(",")[0] for entry in featurizer.citations()}
+
+    always, raw = {"ssl_matfeat", "kong2024self"}, {"ward2016general", "steinhardt1983bond"}
+    corpus = {"jain2013commentary"}
+    assert cited(SSLStructureFeaturizer()) == always | raw | corpus
+    assert cited(SSLStructureFeaturizer(layers=("element", "shell"))) == always | raw
+    assert cited(SSLStructureFeaturizer("paper-predictive", (0, 1))) == always | corpus
+    assert cited(crystals) == always | raw  # weights of one's own
+
+
 def test_featurize_dataframe_with_errors(crystals, frame):
     bad = pd.concat([frame, pd.DataFrame({"structure": [ALLOY], "y": [4]}, index=["d"])])
     result = crystals.featurize_dataframe(
@@ -166,7 +186,9 @@ def test_after_a_conversion_of_matminer(crystals, frame):
 def test_credits(crystals, sites):
     for featurizer in (crystals, sites):
         assert isinstance(featurizer, BaseFeaturizer)
-        assert all(entry.startswith("@article{") for entry in featurizer.citations())
+        assert all(
+            entry.startswith(("@software{", "@article{")) for entry in featurizer.citations()
+        )
         assert any("10.1088/2632-2153/ad612b" in entry for entry in featurizer.citations())
         assert featurizer.implementors()
 

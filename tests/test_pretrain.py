@@ -278,6 +278,16 @@ def test_checkpoint_of_another_training_is_refused(change, small_crystals, tmp_p
         SSLPretrainer(**(options | change)).fit(X, checkpoint=tmp_path / "checkpoint")
 
 
+def test_checkpoint_of_other_structures_is_refused(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    pretrainer.fit(X, checkpoint=tmp_path / "checkpoint")
+    strained = [s.copy() for s in X]
+    strained[3].scale_lattice(1.001 * strained[3].volume)
+    with pytest.raises(ValueError, match="structures"):
+        pretrainer.fit(strained, checkpoint=tmp_path / "checkpoint")
+
+
 def test_impossible_atomic_number_in_a_parquet_is_reported(small_crystals, tmp_path):
     X = small_crystals[0][:20]
     path = write_parquet(X, tmp_path / "numbers.parquet")

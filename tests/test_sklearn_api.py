@@ -131,7 +131,7 @@ def test_feature_names_follow_set_params(crystals, labelled):
     names = list(crystals.get_feature_names_out())
     assert names[:2] == ["mean of Number", "mean of MendeleevNumber"]
     crystals.set_params(layers=("cell",))
-    assert crystals.get_feature_names_out()[0] == "density"
+    assert crystals.get_feature_names_out()[0] == "mass density"
     assert crystals.transform(labelled[0]).shape[1] == len(crystals.get_feature_names_out())
     crystals.set_params(layers=(0,), pooling=("min", "sum"))
     assert list(crystals.get_feature_names_out()[:2]) == ["min of NE0[0]", "sum of NE0[0]"]
