@@ -49,6 +49,12 @@ def featurize(
     weights: Annotated[
         str, typer.Option(help="Name (see 'weights list') or path of a .safetensors file.")
     ] = "default",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="auto, or some of element, shell, cell, pretext, 0, 1, ... with commas between."
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Write one row of features for each structure file.
@@ -72,13 +78,22 @@ def featurize(
     from ssl_matfeat.weights import WeightsError
 
     structures, errors = _read(files)
-    featurizer = SSLStructureFeaturizer(weights, device=device, on_error="nan", verbose=True)
+    names = tuple(int(name) if name.isdecimal() else name for name in layers.split(","))
+    featurizer = SSLStructureFeaturizer(
+        weights,
+        "auto" if layers == "auto" else names,
+        device=device,
+        on_error="nan",
+        verbose=True,
+    )
     featurizer.set_output(transform="pandas")
     if structures:
         try:
             features = featurizer.fit_transform(list(structures.values()))
         except WeightsError as error:
             raise typer.BadParameter(str(error), param_hint="--weights") from error
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--layers") from error
         features.insert(0, "file", [str(file) for file in structures])
         errors |= {
             list(structures)[row]: text.replace(f"X[{row}] ", "")

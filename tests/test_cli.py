@@ -74,6 +74,16 @@ def test_upper_case_names_count_too(tmp_path):
     assert len(pd.read_csv(tmp_path / "features.csv")) == 1
 
 
+def test_layers_are_chosen_by_name(folder, tmp_path):
+    output = tmp_path / "features.csv"
+    assert run("featurize", folder, "--layers", "cell,1", "--output", output).exit_code == 0
+    names = SSLStructureFeaturizer(layers=("cell", 1)).feature_labels()
+    assert list(pd.read_csv(output)) == ["file", *names]
+    refused = run("featurize", folder, "--layers", "cell,7", "--output", output)
+    assert refused.exit_code == 2
+    assert "no layer 7" in refused.output
+
+
 def test_a_file_named_twice_gives_one_row(folder, tmp_path):
     output = tmp_path / "features.parquet"
     run("featurize", folder, folder / "salt.vasp", "--output", output)
