@@ -1,5 +1,5 @@
 # make demo   fresh virtual environment, install, predict bulk moduli of real crystals
-# make test   fresh virtual environment, install, linters, types and tests
+# make test   fresh virtual environment, install, linters, types, docs and tests
 # make check  the same checks in the environment that is active now
 # make docs   the HTML pages, into docs/_build, likewise
 PYTHON ?= python3
@@ -27,7 +27,8 @@ check:
 	ruff check
 	ruff format --check
 	mypy
+	@$(MAKE) --no-print-directory docs
 	python -m pytest
 
 docs:
-	python -m sphinx -W --keep-going -b html docs docs/_build/html
+	python -m sphinx -W --keep-going -q -b html docs docs/_build/html

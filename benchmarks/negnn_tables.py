@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tables import csv_table, number, with_spread
 
 ABLATION = ("onehot", "element", "ssl", "default", "ssl+raw")
@@ -21,16 +22,27 @@ def load_networks(folder: Path) -> dict[str, dict[str, Any]]:
     return {report["task"]: report for report in reports}
 
 
+def variant_maes(
+    report: dict[str, Any] | None, variant: str, folds: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """Return the error of each fold with all labels, or None if the variant has not been through all of them."""
+    cells = report["cells"] if report else []
+    maes = {
+        cell["fold"]: cell["mae"]
+        for cell in cells
+        if cell["labels"] is None and cell["seed"] == 0 and cell["variant"] == variant
+    }
+    return np.array([maes[fold] for fold in folds]) if set(folds) <= set(maes) else None
+
+
 def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
     """Return mean ± standard deviation over the folds of every variant that has been through all of them."""
     rows = []
     for task, report in reports.items():
-        cells = [c for c in report["cells"] if c["labels"] is None and c["seed"] == 0]
-        for variant in dict.fromkeys(cell["variant"] for cell in cells):
-            maes = {c["fold"]: c["mae"] for c in cells if c["variant"] == variant}
-            if all(fold in maes for fold in folds):
-                found = np.array([maes[fold] for fold in folds])
-                rows.append([task, variant, with_spread(found, report["unit"]), report["rows"]])
+        for variant in dict.fromkeys(cell["variant"] for cell in report["cells"]):
+            maes = variant_maes(report, variant, folds)
+            if maes is not None:
+                rows.append([task, variant, with_spread(maes, report["unit"]), report["rows"]])
     return csv_table(["task", "variant", "MAE", "rows"], rows)
 
 

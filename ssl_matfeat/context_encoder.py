@@ -194,7 +194,7 @@ class ContextEncoder(nn.Module):
         With p the distribution over elements that the surroundings suggest: ``site log-likelihood`` log p(Z) and
         ``site entropy`` -Σ p log p, in nats; ``excess X`` of an element property, its own value minus Σ p X, in
         standard deviations over the elements. With log d ~ N(µ, σ²) predicted for each bond and <> the mean over
-        the shell: ``bond strain`` <log d - µ>, ``bond misfit`` <|log d - µ|/σ>, ``bond softness`` <log σ>,
+        the shell: ``bond strain`` <log d - µ>, ``bond misfit`` ``<|log d - µ|/σ>``, ``bond softness`` <log σ>,
         ``expected bond length`` <µ>. ``excess X`` of a shell channel, its deviation from the prediction in predicted
         standard deviations, and ``geometry misfit``, their root mean square. ``volume strain``, ``expected
         volume`` and ``volume softness`` do for log volume per atom what the bond channels do for log d.

@@ -1,0 +1,39 @@
+"""The table that opens the page: one line a task, for render.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import representation
+from _features import MAGPIE
+from _published import PUBLISHED
+from _runner import FOLDS
+from _tasks import TASKS
+from feature_tables import CHOSEN, Reports, fold_maes
+from negnn_tables import variant_maes
+from tables import csv_table, number, with_spread
+
+FEATURES = {
+    MAGPIE: "Magpie, density, symmetry, lattice",
+    "magpie+structural": "Magpie, CrystalNN, density, symmetry, packing",
+    "raw": "raw channels",
+    "default": "default features",
+}
+NETWORKS = {"default": "NEGNN", "default+features": "NEGNN and default features"}
+
+
+def summary_table(reports: Reports, networks: dict[str, dict[str, Any]]) -> str:
+    """Return the error of feature sets with their chosen heads, of networks and of the best published model."""
+    rows = []
+    for task in representation.TASKS:
+        unit = TASKS[task].unit
+        found = [fold_maes(reports.get((task, name)), CHOSEN) for name in FEATURES]
+        found += [variant_maes(networks.get(task), name, FOLDS) for name in NETWORKS]
+        if all(maes is None for maes in found):
+            continue
+        published = PUBLISHED.get(task, {})
+        best = min(published, key=lambda model: published[model], default=None)
+        quoted = f"{best} {number(published[best], unit)}" if best else ""
+        rows.append([f"{task}, {unit}", *(with_spread(maes, unit) for maes in found), quoted])
+    header = ["task", *FEATURES.values(), *NETWORKS.values(), "best published"]
+    return csv_table(header, rows)
