@@ -12,7 +12,7 @@ import learning_curves
 import matbench
 import numpy as np
 import representation
-from _features import REFERENCE
+from _features import MAGPIE, REFERENCE
 from _published import PUBLISHED, SOURCES
 from _runner import FOLDS
 from _tasks import HOLDOUT, TASKS
@@ -25,12 +25,25 @@ CHOSEN = "chosen"
 Report = dict[str, Any]
 Reports = dict[tuple[str, str], Report]
 """(task, feature set) → report."""
+_PARTS = ("fold 0", "folds 1 to 4")
+_FIRST, _OTHERS = slice(0, 1), slice(1, None)
 
 
 def load_reports(folder: Path) -> Reports:
     """Return all results of the accuracy benchmarks."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
     return {(report["task"], report["features"]): report for report in reports}
+
+
+def finished_heads(
+    report: Report | None,
+    heads: Iterable[str] = representation.HEADS,
+    labels: int | None = None,
+    folds: Sequence[str] = FOLDS,
+) -> list[str]:
+    """Return those heads that have been run on all folds."""
+    scored = set(_cells(report, labels)) if report else set()
+    return [head for head in heads if all((head, fold) in scored for fold in folds)]
 
 
 def fold_maes(
@@ -55,20 +68,21 @@ def fold_maes(
     folds : sequence of str
         The paper's split instead of the five folds, for instance.
     """
-    if report is None:
+    finished = finished_heads(report, heads if head == CHOSEN else [head], labels, folds)
+    if report is None or not finished:
         return None
-    cells = {
+    cells = _cells(report, labels)
+    best = [min((cells[h, f] for h in finished), key=lambda cell: cell["inner_mae"]) for f in folds]
+    return np.array([cell["mae"] for cell in best])
+
+
+def _cells(report: Report, labels: int | None) -> dict[tuple[str, str], Report]:
+    """Return the scores of each head and fold."""
+    return {
         (cell["head"], cell["fold"]): cell
         for cell in report["cells"]
         if cell["seed"] == 0 and cell["labels"] == labels
     }
-    wanted = list(heads) if head == CHOSEN else [head]
-    finished = [h for h in wanted if all((h, fold) in cells for fold in folds)]
-    if not finished:
-        return None
-    found = [[cells[h, fold] for h in finished] for fold in folds]
-    best = [min(row, key=lambda cell: cell["inner_mae"]) for row in found]
-    return np.array([cell["mae"] for cell in best])
 
 
 def coverage_table(reports: Reports) -> str:
@@ -80,42 +94,84 @@ def coverage_table(reports: Reports) -> str:
     )
 
 
+def error_cell(reports: Reports, task: str, name: str, head: str) -> str:
+    """Return mean ± standard deviation over the folds; a star if fewer heads could be chosen than for the default."""
+    report = reports.get((task, name))
+    cell = with_spread(fold_maes(report, head), TASKS[task].unit)
+    behind = set(finished_heads(reports.get((task, "default")))) - set(finished_heads(report))
+    return f"{cell} \\*" if cell and head == CHOSEN and behind else cell
+
+
 def representation_table(reports: Reports, head: str) -> str:
-    """Return mean ± standard deviation over the folds, feature sets down and tasks across."""
+    """Return the errors, feature sets down and tasks across."""
     tasks = [t for t in representation.TASKS if any(task == t for task, _ in reports)]
     rows = []
     for name in representation.ROWS:
-        found = [reports.get((task, name)) for task in tasks]
-        cells = [with_spread(fold_maes(r, head), r["unit"]) if r else "" for r in found]
+        cells = [error_cell(reports, task, name, head) for task in tasks]
         if any(cells):
             rows.append([name, *cells])
     return csv_table(["features", *tasks], rows)
 
 
 def differences_table(
-    reports: Reports, tasks: Sequence[str], row: str = "default", base: str = "raw"
+    reports: Reports,
+    tasks: Sequence[str],
+    heads: Sequence[str],
+    row: str = "default",
+    base: str = "raw",
 ) -> str:
-    """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict."""
+    """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict.
+
+    `CHOSEN` is from the heads that both have been run with, and left out where that is one.
+    """
     rows = []
     for task in tasks:
+        pair = reports.get((task, row)), reports.get((task, base))
+        common = [head for head in finished_heads(pair[0]) if head in finished_heads(pair[1])]
         cells = []
-        for head in (*representation.HEADS, CHOSEN):
-            ours = fold_maes(reports.get((task, row)), head)
-            theirs = fold_maes(reports.get((task, base)), head)
-            if ours is None or theirs is None:
+        for head in heads:
+            ours, theirs = (fold_maes(report, head, common) for report in pair)
+            alone = head == CHOSEN and len(common) == 1
+            if ours is None or theirs is None or alone:
                 cells.append("")
-                continue
-            change = ours - theirs
-            error = change.std(ddof=1) / np.sqrt(len(change))
-            verdict = "better" if change.mean() < 0 else "worse"
-            if abs(change.mean()) < 2 * error:
-                verdict = "within the noise"
-            sign, unit = "-" if change.mean() < 0 else "+", TASKS[task].unit
-            size = f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}"
-            cells.append(f"{size}, {verdict}")
+            else:
+                cells.append(_verdict(ours - theirs, TASKS[task].unit))
         if any(cells):
             rows.append([task, *cells])
-    return csv_table(["task", *representation.HEADS, CHOSEN], rows)
+    return csv_table(["task", *heads], rows)
+
+
+def _verdict(change: NDArray[np.float64], unit: str) -> str:
+    """Return mean ± standard error of a difference, and whether it exceeds two of these."""
+    error = change.std(ddof=1) / np.sqrt(len(change))
+    verdict = "better" if change.mean() < 0 else "worse"
+    if abs(change.mean()) < 2 * error:
+        verdict = "within the noise"
+    sign = "-" if change.mean() < 0 else "+"
+    return f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}, {verdict}"
+
+
+def untouched_table(reports: Reports) -> str:
+    """Return what was gained on the fold whose labels served no choice, beside the other four."""
+    rows = []
+    for task in representation.TASKS:
+        maes = {
+            name: fold_maes(reports.get((task, name)), CHOSEN)
+            for name in ("default", "raw", MAGPIE)
+        }
+        ours = maes["default"]
+        cells = [task]
+        for base in (MAGPIE, "raw"):
+            theirs = maes[base]
+            if ours is not None and theirs is not None:
+                gains = [1 - ours[part].mean() / theirs[part].mean() for part in (_FIRST, _OTHERS)]
+                cells += [f"{100 * gain:.1f} %" for gain in gains]
+        if len(cells) == 5:
+            rows.append(cells)
+    header = [
+        f"less error than {base}, {part}" for base in ("Magpie's", "raw's") for part in _PARTS
+    ]
+    return csv_table(["task", *header], rows)
 
 
 def losses_table(reports: Reports) -> str:

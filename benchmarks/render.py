@@ -38,6 +38,7 @@ from feature_tables import (
     paper_table,
     reference_table,
     representation_table,
+    untouched_table,
 )
 from negnn_tables import ablation_table, calibration_table, fold_table, load_networks, moments_table
 from summary_table import summary_table
@@ -128,16 +129,14 @@ def render(page: str, results: Path) -> str:
     """
     reports = load_reports(results / RESULTS.name)
     networks = load_networks(results / "negnn")
+    heads = [*representation.HEADS, CHOSEN]
     tables: dict[str, Callable[[], str]] = {
         "summary": partial(summary_table, reports, networks),
         "coverage": partial(coverage_table, reports),
         "reference": partial(reference_table, reports),
         "losses": partial(losses_table, reports),
-        "differences": partial(differences_table, reports, representation.TASKS),
-        "differences untrained": partial(
-            differences_table, reports, representation.TASKS, base="raw+untrained"
-        ),
-        "leakage": partial(differences_table, reports, leakage.TASKS, *leakage.ROWS[::-1]),
+        "untouched": partial(untouched_table, reports),
+        "leakage": partial(differences_table, reports, leakage.TASKS, heads, *leakage.ROWS[::-1]),
         "weights": weights_table,
         "paper": partial(paper_table, reports, paper.TASKS, paper.ROWS, ["KRR"]),
         "site moments": partial(
@@ -151,7 +150,12 @@ def render(page: str, results: Path) -> str:
         "speed": partial(speed_table, results / "speed.json"),
         "epoch": partial(speed_table, results / "epoch.json"),
     }
-    for head in (*representation.HEADS, CHOSEN):
+    for part, shown in {"": heads, " in short": ["ET", "MKR", CHOSEN]}.items():
+        for base in ("raw", "raw+untrained"):
+            tables[f"default minus {base}{part}"] = partial(
+                differences_table, reports, representation.TASKS, shown, base=base
+            )
+    for head in heads:
         tables[f"representation {head}"] = partial(representation_table, reports, head)
     for task in PUBLISHED:
         tables[f"matbench {task}"] = partial(matbench_table, reports, task)

@@ -9,7 +9,7 @@ from _features import MAGPIE
 from _published import PUBLISHED
 from _runner import FOLDS
 from _tasks import TASKS
-from feature_tables import CHOSEN, Reports, fold_maes
+from feature_tables import CHOSEN, Reports, error_cell
 from negnn_tables import variant_maes
 from tables import csv_table, number, with_spread
 
@@ -27,13 +27,14 @@ def summary_table(reports: Reports, networks: dict[str, dict[str, Any]]) -> str:
     rows = []
     for task in representation.TASKS:
         unit = TASKS[task].unit
-        found = [fold_maes(reports.get((task, name)), CHOSEN) for name in FEATURES]
-        found += [variant_maes(networks.get(task), name, FOLDS) for name in NETWORKS]
-        if all(maes is None for maes in found):
+        cells = [error_cell(reports, task, name, CHOSEN) for name in FEATURES]
+        for name in NETWORKS:
+            cells.append(with_spread(variant_maes(networks.get(task), name, FOLDS), unit))
+        if not any(cells):
             continue
         published = PUBLISHED.get(task, {})
         best = min(published, key=lambda model: published[model], default=None)
         quoted = f"{best} {number(published[best], unit)}" if best else ""
-        rows.append([f"{task}, {unit}", *(with_spread(maes, unit) for maes in found), quoted])
+        rows.append([f"{task}, {unit}", *cells, quoted])
     header = ["task", *FEATURES.values(), *NETWORKS.values(), "best published"]
     return csv_table(header, rows)

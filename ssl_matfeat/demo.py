@@ -1,4 +1,4 @@
-"""The demo: cross-validated bulk moduli of the bundled crystals from four sets of features."""
+"""The demo: cross-validated bulk moduli of the bundled crystals from hand-made, raw and learned features."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from ssl_matfeat.blocks import RAW_BLOCKS
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLStructureFeaturizer
 
 N_FOLDS = 5
 MAGPIE = "Magpie + density + symmetry"
+RAW = "SSL, raw channels alone"
 SSL = "SSL"
 BOTH = "SSL + Magpie"
 RANDOM_FOREST = "random forest"
@@ -135,8 +137,9 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def _featurize(structures: list[Structure]) -> dict[str, Features]:
     magpie = _timed(_matminer_features, structures)
-    ssl = _timed(lambda X: SSLStructureFeaturizer().fit_transform(X), structures)
-    return {MAGPIE: magpie, SSL: ssl, BOTH: ssl + magpie}
+    raw = _timed(SSLStructureFeaturizer(layers=RAW_BLOCKS).fit_transform, structures)
+    ssl = _timed(SSLStructureFeaturizer().fit_transform, structures)
+    return {MAGPIE: magpie, RAW: raw, SSL: ssl, BOTH: ssl + magpie}
 
 
 def _timed(featurize: Callable[[list[Structure]], np.ndarray], X: list[Structure]) -> Features:

@@ -131,7 +131,7 @@ def test_demo_scores_every_set_of_features_with_every_model(tmp_path):
     table = run_demo(tmp_path, n_crystals=60)
     report = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
     pairs = [(row["features"], row["model"]) for row in report["rows"]]
-    assert len(pairs) == len(set(pairs)) == 7
+    assert len(pairs) == len(set(pairs)) == 9
     dummy, *others = (row["mae"] for row in report["rows"])
     assert max(others) < dummy
     assert table == markdown_table(report["rows"])

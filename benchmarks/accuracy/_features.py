@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from pymatgen.core import Element, Structure
 from tqdm import tqdm
 
-from ssl_matfeat.blocks import resolve_layers
+from ssl_matfeat.blocks import RAW_BLOCKS, resolve_layers
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.weights import Pretrained, list_weights, load_weights
 
 CACHE = Path(os.environ.get("SSL_MATFEAT_CACHE", Path(__file__).parents[1] / ".cache"))
-RAW_LAYERS = ("element", "shell", "cell")
 MAGPIE = "magpie+density+symmetry+lattice"
 STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
@@ -130,7 +129,7 @@ def block(name: str) -> Block:
         # The length of a sine matrix is that of the largest crystal, so that it can't be made in pieces.
         return Block(_PEERS[name], name, {}, cached=name not in ("dummy", "sine-matrix"))
     if name == "raw":
-        return _ssl(SSLStructureFeaturizer(layers=RAW_LAYERS))
+        return _ssl(SSLStructureFeaturizer(layers=RAW_BLOCKS))
     if name == "default":
         return _ssl(SSLStructureFeaturizer(layers=_default_layers()))
     if name == "untrained":
@@ -181,7 +180,7 @@ def _default_layers() -> tuple[str | int, ...]:
 
 
 def _learned(layers: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    return tuple(layer for layer in layers if layer not in RAW_LAYERS)
+    return tuple(layer for layer in layers if layer not in RAW_BLOCKS)
 
 
 @lru_cache

@@ -8,7 +8,7 @@ Run it on an idle machine. Every featurizer gets the same crystals in a fresh pr
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def best_seconds(featurize: Callable[[Sequence[Structure]], None], X: Sequence[S
 def measure(
     featurize: Callable[[Sequence[Structure]], None], X: Sequence[Structure]
 ) -> tuple[float, float]:
-    """Return crystals a second and peak memory in MB, both in a process of its own."""
+    """Return crystals a second and the memory it took, in MB, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_here, args=(featurize, X, sender))
@@ -80,11 +80,18 @@ def measure(
 
 
 def _measure_here(featurize: Callable[..., None], X: Sequence[Structure], sender: Any) -> None:
+    before = _peak_megabytes()
     seconds = best_seconds(featurize, X)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sender.send((seconds, kilobytes / 1024))
+    sender.send((seconds, _peak_megabytes() - before))
     # A process of multiprocessing waits for its children in the end, and joblib's would wait for more work.
     get_reusable_executor().shutdown()
+
+
+def _peak_megabytes() -> float:
+    """Return the peak resident memory of this process (Linux); getrusage's would start from its parent's."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def compare(X: Sequence[Structure], peers: Sequence[str]) -> dict[str, Any]:
         **{name: partial(featurize_peer, name=name) for name in peers},
     }
     rows = [[name, *measure(job, X)] for name, job in tqdm(jobs.items(), desc="featurizers")]
-    return {"header": ["features", "crystals/s", "peak memory, MB"], "rows": rows}
+    return {"header": ["features", "crystals/s", "memory beyond imports, MB"], "rows": rows}
 
 
 def shares(X: Sequence[Structure]) -> dict[str, Any]:
