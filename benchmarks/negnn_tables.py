@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tables import csv_table, number, with_spread
 
-ABLATION = ("onehot", "element", "ssl", "default", "ssl+raw")
+ABLATION = ("onehot", "element", "ssl", "ssl-fine-tuned", "default", "ssl+raw")
 """Variants that differ in their node inputs alone; those of the default are raw."""
 _MOMENT_ERRORS = ("mae", "mae_magnetic")
 

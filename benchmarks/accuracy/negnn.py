@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "element": {"node_features": "element"},
     "onehot": {"node_features": "onehot"},
     "ssl+raw": {"node_features": "ssl+raw"},
+    "ssl-fine-tuned": {"node_features": "ssl", "fine_tune": True},
     "cgcnn": {"backbone": "cgcnn"},
 }
 """Parameters that a variant changes."""
