@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import ssl_matfeat
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 app = typer.Typer(
-    help="Self-supervised features for crystals.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -22,6 +23,24 @@ app.add_typer(weights_app, name="weights", no_args_is_help=True)
 
 STRUCTURE_FILES = ("*.cif", "*poscar*", "*contcar*", "*.vasp")
 """What is taken from a folder, in upper or lower case; a file that is named itself may have any name pymatgen reads."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ssl-matfeat {ssl_matfeat.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it, and stop."
+        ),
+    ] = False,
+) -> None:
+    """Self-supervised features for crystals."""
 
 
 @app.command()

@@ -6,6 +6,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
+import ssl_matfeat
 from ssl_matfeat import SSLStructureFeaturizer, list_weights
 from ssl_matfeat.cli import app
 from ssl_matfeat.demo import markdown_table, run_demo
@@ -125,6 +126,10 @@ def test_weights_list_names_every_one_with_its_attribution():
     for name in list_weights():
         assert f"{name}: " in result.output
     assert "Materials Project" in result.output
+
+
+def test_version():
+    assert run("--version").output == f"ssl-matfeat {ssl_matfeat.__version__}\n"
 
 
 def test_demo_scores_every_set_of_features_with_every_model(tmp_path):
