@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from matminer.featurizers.base import BaseFeaturizer
 from numpy.typing import NDArray
-from pymatgen.core import Element
 from sklearn.utils import Tags
 
 import ssl_matfeat
@@ -89,7 +87,7 @@ class SSLFeaturizer(BaseFeaturizer):
             If the weights do not exist or are damaged.
         """
         as_structure_list(X)
-        self.pretrained_ = load_weights(self.weights)
+        self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
         return self
 
@@ -130,7 +128,9 @@ class SSLFeaturizer(BaseFeaturizer):
         self.n_jobs = n_jobs
 
     def _pretrained(self) -> Pretrained:
-        return self.pretrained_ if hasattr(self, "pretrained_") else load_weights(self.weights)
+        # Parameters hold at once, without another fit: `feature_labels` and `transform` must agree.
+        fitted = hasattr(self, "pretrained_") and self.weights == self._weights_of_fit
+        return self.pretrained_ if fitted else load_weights(self.weights)
 
     def _layers(self) -> tuple[Layer, ...]:
         return resolve_layers(self.layers, self._pretrained(), self._takes_cell)
@@ -161,18 +161,9 @@ class SSLFeaturizer(BaseFeaturizer):
             progress=progress,
         )
         if not set(self._layers()) <= set(RAW_BLOCKS):
-            self._warn_of_unseen([Element.from_Z(z).symbol for z in elements])
+            # Past scikit-learn's wrapper of transform, to who called it.
+            self._pretrained().warn_of_unseen(elements, stacklevel=4)
         return rows, errors
-
-    def _warn_of_unseen(self, symbols: list[str]) -> None:
-        seen = self._pretrained().card["elements_seen"]
-        unseen = [symbol for symbol in symbols if symbol not in seen]
-        if unseen:
-            warnings.warn(
-                f"the weights never saw {', '.join(unseen)}: features of crystals that hold them are defined, but "
-                "rest on element properties alone",
-                stacklevel=5,  # past scikit-learn's wrapper of transform, to who called it
-            )
 
     def _rows_for_matminer(
         self,

@@ -123,20 +123,64 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
         problem = _species_problem(site)
         if problem:
             raise StructureError(f"{name} ({_formula(structure)}): site {index} {problem}")
-    crystal = Crystal(
-        np.array([site.specie.Z for site in structure], dtype=np.int64),
-        np.array(structure.lattice.matrix, dtype=np.float64),
-        np.array(structure.frac_coords, dtype=np.float64),
+    return crystal_from_arrays(
+        [site.specie.Z for site in structure],
+        structure.lattice.matrix,
+        structure.frac_coords,
+        name,
         structure.lattice.pbc,
     )
-    check_crystal(crystal, name)
+
+
+def crystal_from_arrays(
+    numbers: Any,
+    lattice: Any,
+    frac_coords: Any,
+    name: str,
+    pbc: tuple[bool, bool, bool] = (True, True, True),
+) -> Crystal:
+    """Check plain arrays and return them as a crystal, its coordinates wrapped into the cell.
+
+    Parameters
+    ----------
+    numbers : array-like of shape (n_sites,)
+        Atomic numbers.
+    lattice : array-like of shape (3, 3) or (9,)
+        Row vectors of the cell in Å.
+    frac_coords : array-like of shape (n_sites, 3) or (3 n_sites,)
+        Fractional coordinates.
+    name : str
+        How to call it in messages.
+    pbc : tuple of bool
+        Which of the three directions repeat.
+
+    Returns
+    -------
+    Crystal
+
+    Raises
+    ------
+    StructureError
+        If shapes do not fit, the cell is flat, or a number is not finite.
+    """
+    try:
+        crystal = Crystal(
+            np.array(numbers, dtype=np.int64),
+            np.array(lattice, dtype=np.float64).reshape(3, 3),
+            np.array(frac_coords, dtype=np.float64).reshape(-1, 3),
+            pbc,
+        )
+    except (TypeError, ValueError) as error:
+        raise StructureError(
+            f"{name} needs atomic numbers, 9 numbers of the lattice and 3 coordinates a site: {error}"
+        ) from error
+    _check_crystal(crystal, name)
     # Into the cell: lattice translations of far images would not fit the integers that hold them.
     wrapped = crystal.frac_coords - np.floor(crystal.frac_coords) * crystal.pbc
     return crystal._replace(frac_coords=wrapped)
 
 
-def check_crystal(crystal: Crystal, name: str) -> None:
-    """Raise StructureError if arrays do not fit, the cell is flat or a coordinate is not finite."""
+def _check_crystal(crystal: Crystal, name: str) -> None:
     unknown = (crystal.numbers < 1) | (crystal.numbers > MAX_ATOMIC_NUMBER)
     if unknown.any():
         site = int(np.flatnonzero(unknown)[0])
@@ -144,9 +188,9 @@ def check_crystal(crystal: Crystal, name: str) -> None:
             f"{name}: site {site} has atomic number {crystal.numbers[site]}, not 1 to {MAX_ATOMIC_NUMBER}; "
             "repair or drop the structure"
         )
-    if len(crystal.frac_coords) != len(crystal.numbers) or len(crystal.numbers) == 0:
+    if crystal.numbers.shape != (len(crystal.frac_coords),) or len(crystal.numbers) == 0:
         raise StructureError(
-            f"{name}: {len(crystal.numbers)} atomic numbers and {len(crystal.frac_coords)} coordinates; "
+            f"{name}: {crystal.numbers.size} atomic numbers and {len(crystal.frac_coords)} coordinates; "
             "at least one site is needed, and as many of one as of the other"
         )
     problem = _geometry_problem(crystal)
@@ -162,6 +206,9 @@ def _geometry_problem(crystal: Crystal) -> str | None:
         site = int(np.flatnonzero(~finite)[0])
         coords = crystal.frac_coords[site].tolist()
         return f"site {site} has non-finite coordinates {coords}; repair or drop the structure"
+    shortest = np.linalg.norm(crystal.lattice, axis=1)[list(crystal.pbc)].min(initial=np.inf)
+    if shortest < MIN_DISTANCE:
+        return f"a lattice vector is {shortest:.3g} Å long, less than {MIN_DISTANCE} Å; check its unit (Å)"
     volume = abs(np.linalg.det(crystal.lattice)) / len(crystal.numbers)
     if volume < MIN_VOLUME_PER_SITE:
         return (

@@ -185,7 +185,9 @@ class SchNet(_PyGLayers):
 
     def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Run one layer."""
-        return layer(x, batch.edge_index, batch.distance, self.expand(batch.distance))
+        # PyG's cosine cutoff would rise again beyond the cutoff, where atoms without near neighbours have theirs.
+        distance = batch.distance.clamp(max=_CUTOFF)
+        return layer(x, batch.edge_index, distance, self.expand(distance))
 
 
 class MEGNet(nn.Module):

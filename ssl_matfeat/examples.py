@@ -122,6 +122,8 @@ class Dataset:
         """
         graphs, _, _ = build_graphs(structures)
         assert graphs is not None  # a bad structure has raised
+        if inputs.layers:
+            inputs.pretrained.warn_of_unseen(graphs.numbers, stacklevel=3)
         with torch.no_grad():
             pieces = [inputs(graphs.batch(crystals)) for crystals in graphs.batches(max_edges)]
         sites, crystals = (torch.cat(list(x)).numpy() for x in zip(*pieces, strict=True))

@@ -42,7 +42,9 @@ def _sum(x: Tensor, batch: CrystalBatch) -> Tensor:
 
 
 def _std(x: Tensor, batch: CrystalBatch) -> Tensor:
-    # Centred first: <x²> - <x>² would lose half of the digits.
+    # From the least: equal sites then deviate by exactly 0, and not by rounding, which depends on the cell and which a
+    # scaler blows up. Centred: <x²> - <x>² would lose half of the digits.
+    x = x - _min(x, batch)[batch.batch]
     deviation = x - pool_mean(x, batch)[batch.batch]
     return pool_mean(deviation**2, batch).sqrt()
 

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import ssl_matfeat
 from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import Crystal, StructureError, as_structure_list, check_crystal
+from ssl_matfeat._validation import StructureError, as_structure_list, crystal_from_arrays
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 from ssl_matfeat.pretext import TASKS, Pretext
 from ssl_matfeat.training import (
@@ -263,20 +263,20 @@ class SSLPretrainer(BaseEstimator):
         }
         for name, least in whole.items():
             check_scalar(getattr(self, name), name, Integral, min_val=least)
-        fraction = self.validation_fraction
-        check_scalar(
-            fraction,
-            "validation_fraction",
-            Real,
-            min_val=0,
-            max_val=1,
-            include_boundaries="neither",
-        )
+        check_scalar(self.lr, "lr", Real, min_val=0, include_boundaries="neither")
+        check_scalar(self.weight_decay, "weight_decay", Real, min_val=0)
+        fraction = partial(check_scalar, target_type=Real, min_val=0, max_val=1)
+        fraction(self.validation_fraction, "validation_fraction", include_boundaries="neither")
+        if self.ema_decay is not None:
+            fraction(self.ema_decay, "ema_decay", include_boundaries="left")
 
     def _check_tasks(self) -> tuple[dict[str, float], str]:
         weights = {self.tasks: 1.0} if isinstance(self.tasks, str) else dict(self.tasks)
         if not weights or any(name not in TASKS for name in weights):
             raise ValueError(f"tasks must be of {list(TASKS)}, got {self.tasks!r}")
+        off = {name: weight for name, weight in weights.items() if not 0 < weight < np.inf}
+        if off:
+            raise ValueError(f"the weights of tasks must be positive and finite, got {off}")
         encoders = {TASKS[name][1] for name in weights}
         if len(encoders) > 1:
             together = [
@@ -311,15 +311,19 @@ def _read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
 
 def _read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, dict[int, str]]:
     frame = pq.read_table(path).to_pandas(ignore_metadata=True)  # rows counted from 0
+    missing = [name for name in ("numbers", "lattice", "frac_coords") if name not in frame]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; needed are numbers, lattice and frac_coords, see load_dataset"
+        )
     has_split = "split" in frame
     if has_split:
         frame = frame[frame["split"].isin(["pretrain", "validation"])]
     crystals, edges, good, errors = [], [], [], {}
     rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
     for row, numbers, lattice, frac_coords in rows:
-        crystal = Crystal(numbers, np.reshape(lattice, (3, 3)), np.reshape(frac_coords, (-1, 3)))
         try:
-            check_crystal(crystal, f"row {row}")
+            crystal = crystal_from_arrays(numbers, lattice, frac_coords, f"row {row}")
             edges.append(find_edges(crystal, name=f"row {row}"))
         except StructureError as error:
             errors[int(row)] = str(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -77,7 +78,6 @@ def train(
     n_batches : int
         Batches in an epoch, for the schedule.
     options : TrainingOptions
-        Everything else.
     checkpoint : Path or None
         Written after every epoch. If it exists, training goes on from it, with the same numbers as if it had
         never stopped: every epoch draws from a generator seeded by (random_state, epoch).
@@ -94,6 +94,11 @@ def train(
     -------
     list of dict
         Keys ``epoch`` and ``train_<name>``, ``validation_<name>`` for each loss.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of another training, or a loss is not finite.
     """
     optimizer = torch.optim.AdamW(
         parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
@@ -164,6 +169,9 @@ def train(
                 record.add(losses)
                 progress.update()
         trained = record.means()
+        if not all(map(math.isfinite, trained.values())):
+            said = f"training diverged in epoch {epoch + 1}: {trained}"
+            raise ValueError(f"{said}; lower lr={options.lr} or look for outliers")
         scores: dict[str, float] = {}
         kept = (average or model).state_dict()
         if validation_batches is not None and rank == 0:

@@ -93,9 +93,14 @@ BAD = {
         "sites 0 and 1 are 0.000 Å apart, closer than 0.3 Å",
     ),
     "too close to its image": (
-        Structure(Lattice.orthorhombic(0.25, 9, 9), ["Fe"], [[0, 0, 0]]),
+        Structure(Lattice([[3, 0, 0], [3, 0.25, 0], [0, 0, 9]]), ["Fe"], [[0, 0, 0]]),
         StructureError,
         "X[1] (Fe): sites 0 and 0 are 0.250 Å apart, closer than 0.3 Å",
+    ),
+    "short": (
+        Structure(Lattice.orthorhombic(1e-6, 1e4, 1e4), ["Fe"], [[0, 0, 0]]),
+        StructureError,
+        "X[1] (Fe): a lattice vector is 1e-06 Å long, less than 0.3 Å; check its unit",
     ),
     "alone": (
         two([0.5] * 3, a=40.0),

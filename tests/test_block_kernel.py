@@ -7,10 +7,12 @@ import pytest
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import r2_score
-from sklearn.metrics.pairwise import laplacian_kernel, rbf_kernel
+from sklearn.metrics.pairwise import euclidean_distances, laplacian_kernel, rbf_kernel
+from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer
+from ssl_matfeat.block_kernel import KERNELS, _inner_error
 
 
 @pytest.fixture
@@ -128,3 +130,39 @@ def test_sizes_come_from_the_featurizer():
     assert sum(SSLStructureFeaturizer().block_sizes()) == len(
         SSLStructureFeaturizer().feature_labels()
     )
+
+
+def test_predictions_in_pieces_are_the_same(telling_and_noise, monkeypatch):
+    X, y = telling_and_noise
+    model = BlockKernelRidge((2, 40)).fit(X[:200], y[:200])
+    whole = model.predict(X)
+    monkeypatch.setattr("ssl_matfeat.block_kernel._MAX_ENTRIES", 7 * 200)
+    assert np.allclose(model.predict(X), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["matern", "rbf", "laplacian"])
+def test_offset_of_the_columns_does_not_matter(telling_and_noise, kernel):
+    X, y = telling_and_noise
+    one, other = (
+        BlockKernelRidge((2, 40), kernels=(kernel,)).fit(X[:200] + offset, y[:200])
+        for offset in (0, 1e7)
+    )
+    assert np.allclose(one.predict(X[200:]), other.predict(X[200:] + 1e7), atol=1e-4)
+
+
+def test_parameters_set_after_the_fit_change_no_prediction(telling_and_noise):
+    X, y = telling_and_noise
+    model = BlockKernelRidge((2, 40)).fit(X[:200], y[:200])
+    before = model.predict(X[200:])
+    assert np.array_equal(model.set_params(kernels=("laplacian",)).predict(X[200:]), before)
+
+
+def test_small_weights_are_told_apart():
+    """Of a thousand blocks each weighs next to nothing."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = X.sum(axis=1)
+    distance = euclidean_distances(X, squared=True)[None]
+    splits = list(KFold(3).split(X))
+    error = _inner_error(distance, KERNELS["matern"], y, splits)
+    assert error(np.array([1e-7]), 1e-6) != error(np.array([4e-7]), 1e-6)

@@ -257,3 +257,12 @@ def test_layers_may_be_numpy_ints(weight_files):
     np.testing.assert_array_equal(plain, numpy)
     with pytest.raises(ValueError, match=r"no layer 1\.0"):
         SSLStructureFeaturizer(weight_files["cgcnn"], (1.0,)).fit(X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_sites", [1, 3, 5, 7])
+def test_spread_of_equal_sites_is_exactly_zero(n_sites, dtype):
+    """Not its rounding, which depends on the cell, and which a scaler would blow up."""
+    structure = fcc(element="Cu") * (n_sites, 1, 1)
+    featurizer = SSLStructureFeaturizer(layers=("element",), pooling=("std",), dtype=dtype)
+    assert not featurizer.fit_transform([structure]).any()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CRYSTALS, shake, untrained
+from conftest import CRYSTALS, batch_of, shake, untrained
 from pymatgen.core import Structure, SymmOp
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import DataConversionWarning, NotFittedError
@@ -173,8 +173,79 @@ def test_warm_start_goes_on(data):
     assert model.fit(X, y).loss_curve_[0] < 0.8 * first
     with pytest.raises(ValueError, match="warm_start"):
         model.fit(X, np.stack([y, y], axis=1))
-    with pytest.raises(ValueError, match="104 inputs a site"):
-        model.set_params(node_features="onehot").fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"node_features": "onehot"},
+        {"backbone": "cgcnn"},
+        {"n_channels": 16},
+        {"n_layers": 2},
+        {"dropout": 0.1},
+        {"fine_tune": True},
+        {"target": "site"},
+        {"layers": (0,)},
+        {"weights": "default"},
+    ],
+    ids=str,
+)
+def test_warm_start_refuses_another_network(change, data, fitted):
+    (name,) = change
+    model = pickle.loads(pickle.dumps(fitted)).set_params(warm_start=True, **change)
+    with pytest.raises(ValueError, match=rf"were fitted with {name}=.*set warm_start=False"):
+        model.fit(*data)
+
+
+def test_sample_of_no_weight_is_as_good_as_absent(data, fitted):
+    X, y = data
+    weight = np.ones(len(y))
+    weight[3] = 0
+    spoilt = np.where(weight > 0, y, 1e6)
+    model = quick().fit(X, spoilt, sample_weight=weight)
+    without = quick().fit([x for x, w in zip(X, weight, strict=True) if w], y[weight > 0])
+    assert np.array_equal(model.predict(X), without.predict(X))
+    assert not np.array_equal(model.predict(X), fitted.predict(X))
+
+
+def test_early_stopping_validates_on_what_is_known(data):
+    X, y = data
+    sites = [np.full(len(x), np.nan) for x in X]
+    for i in (0, 5, 9, 20):
+        sites[i][:] = y[i]
+    model = quick(target="site", early_stopping=True, validation_fraction=0.25).fit(X, sites)
+    assert all(record["validation_loss"] > 0 for record in model.history_)
+
+
+def test_weights_that_leave_nothing(data):
+    X, y = data
+    with pytest.raises(ValueError, match="non-zero"):
+        quick().fit(X, y, sample_weight=np.zeros(len(y)))
+    sites = [np.full(len(x), np.nan) for x in X]
+    sites[0][:] = 1.0
+    weight = np.ones(len(y))
+    weight[0] = 0
+    with pytest.raises(ValueError, match="wherever y is known"):
+        quick(target="site").fit(X, sites, sample_weight=weight)
+    classes = (y > np.median(y)).astype(int)
+    for class_weight, message in (({0: 0, 1: 0}, "weight of 0"), ({0: -1, 1: 1}, "negative")):
+        model = NEGNNClassifier(**QUICK, class_weight=class_weight)
+        with pytest.raises(ValueError, match=message):
+            model.fit(X, classes)
+
+
+def test_unseen_elements_are_warned_of(data):
+    X, y = data
+    neon = Structure(np.diag([4.4] * 3), ["Ne"], [[0, 0, 0]])
+    model = quick(node_features="ssl", weights="default").fit(X, y)
+    with pytest.warns(UserWarning, match="never saw Ne"):
+        model.predict([neon])
+
+
+def test_diverging_training_says_so(data):
+    X, y = data
+    with pytest.raises(ValueError, match="diverged in epoch"):
+        quick(lr=1e30, max_epochs=20).fit(X, y)
 
 
 def test_early_stopping_keeps_the_best_epoch(data):
@@ -267,6 +338,21 @@ def test_painn_sees_angles_and_cgcnn_does_not():
         assert not torch.allclose(
             networks["painn"](x, batch), networks["painn"](x, bent), atol=1e-3
         )
+
+
+def test_schnet_hears_nothing_from_beyond_its_cutoff():
+    """Atoms without near neighbours have far ones, for which PyG's cosine rises again."""
+    torch.manual_seed(0)
+    backbone = BACKBONES["schnet"](8, 1).eval()
+    for parameter in backbone.parameters():  # as after training: biases start from 0
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(1, 8)
+    near, far, further = (
+        backbone(x, batch_of(Structure(np.diag([a] * 3), ["He"], [[0, 0, 0]]), dtype=torch.float32))
+        for a in (6.0, 10.0, 15.0)
+    )
+    torch.testing.assert_close(far, further)
+    assert not torch.allclose(near, far)
 
 
 def test_predictions_do_not_depend_on_companions(data, fitted):

@@ -301,3 +301,64 @@ def test_impossible_atomic_number_in_a_parquet_is_reported(small_crystals, tmp_p
     assert "atomic number 0" in errors[2]
     assert "atomic number 300" in errors[5]
     assert "coordinates" in errors[7]
+
+
+def test_malformed_rows_of_a_parquet_lose_no_other(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    path = write_parquet(X, tmp_path / "malformed.parquet")
+    frame = pd.read_parquet(path)
+    frame.at[1, "lattice"] = frame.at[1, "lattice"][:3]
+    frame.at[4, "lattice"] = None
+    frame.at[6, "frac_coords"] = frame.at[6, "frac_coords"][:-1]
+    frame.to_parquet(path)
+    errors = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING).fit(path).errors_
+    assert list(errors) == [1, 4, 6]
+    assert all("9 numbers of the lattice and 3 coordinates a site" in e for e in errors.values())
+
+
+def test_parquet_in_single_precision_and_out_of_the_cell(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    far = [s.copy() for s in X]
+    for s in far:
+        s.translate_sites(range(len(s)), [4096, -1024, 2048], to_unit_cell=False)
+    paths = [write_parquet(some, tmp_path / f"{i}.parquet") for i, some in enumerate((X, far))]
+    frame = pd.read_parquet(paths[0])
+    for name in ("lattice", "frac_coords"):
+        frame[name] = [values.astype(np.float32) for values in frame[name]]
+    frame.to_parquet(tmp_path / "single.parquet")
+    options = {"tasks": "predictive", "max_epochs": 1, **SMALL_PRETRAINING}
+    losses = [
+        SSLPretrainer(**options).fit(path).history_[0]["train_group"]
+        for path in (*paths, tmp_path / "single.parquet")
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+
+
+def test_parquet_without_the_columns(tmp_path):
+    pd.DataFrame({"numbers": [[1]], "cell": [[1.0] * 9]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="no column lattice, frac_coords"):
+        SSLPretrainer().fit(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"tasks": {"context": float("nan")}}, "positive and finite"),
+        ({"tasks": {"context": -1.0}}, "positive and finite"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_decay": -1.0}, "ema_decay"),
+        ({"lr": 0.0}, "lr"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+    ],
+    ids=str,
+)
+def test_wrong_numbers_are_refused(parameters, message, small_crystals):
+    with pytest.raises(ValueError, match=message):
+        SSLPretrainer(**parameters).fit(small_crystals[0])
+
+
+def test_diverging_pretraining_gives_no_weights(small_crystals):
+    pretrainer = SSLPretrainer("predictive", max_epochs=20, lr=1e30, **SMALL_PRETRAINING)
+    with pytest.raises(ValueError, match="diverged in epoch"):
+        pretrainer.fit(small_crystals[0])
+    assert not hasattr(pretrainer, "weights_")

@@ -16,6 +16,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLPretrainer, SSLStructureFeaturizer
+from ssl_matfeat.weights import WeightsError
 
 LAYERS = ("element", 1)
 CLASSES = [SSLStructureFeaturizer, SSLAtomFeaturizer]
@@ -118,6 +119,15 @@ def test_pickled_one_gives_the_same(featurizer, labelled):
     loaded = pickle.loads(pickle.dumps(featurizer))
     np.testing.assert_array_equal(loaded.transform(labelled[0]), expected)
     assert loaded.get_params() == featurizer.get_params()
+
+
+def test_parameters_set_after_the_fit_hold_at_once(weight_files, labelled):
+    X = labelled[0]
+    featurizer = SSLStructureFeaturizer("default", (0,)).fit(X)
+    changed = featurizer.set_params(weights="paper-predictive").transform(X)
+    assert np.array_equal(changed, SSLStructureFeaturizer("paper-predictive", (0,)).transform(X))
+    with pytest.raises(WeightsError):
+        featurizer.set_params(weights="nonsense").transform(X)
 
 
 def test_repr_shows_what_was_changed():

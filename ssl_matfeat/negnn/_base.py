@@ -32,6 +32,18 @@ from ssl_matfeat.training import Losses, Precision, TrainingOptions, make_fabric
 from ssl_matfeat.weights import Pretrained, load_weights
 
 _EMA_DECAY = 0.99
+_SHAPE_NETWORKS = (
+    "node_features",
+    "weights",
+    "layers",
+    "backbone",
+    "n_channels",
+    "n_layers",
+    "dropout",
+    "fine_tune",
+    "target",
+)
+"""Parameters that a warm start can't change."""
 
 
 class NEGNNBase(BaseEstimator):
@@ -86,6 +98,7 @@ class NEGNNBase(BaseEstimator):
     precision: Precision
     verbose: bool
     networks_: list[NodeEmbeddingNetwork]
+    _shape: dict[str, Any]
 
     @abstractmethod
     def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
@@ -98,7 +111,7 @@ class NEGNNBase(BaseEstimator):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every row, (n_rows,), not yet weighted."""
 
-    def _stratify(self, y: Any) -> Any:
+    def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
         """Return what the validation part shall hold in the same proportions."""
         return None
 
@@ -112,7 +125,7 @@ class NEGNNBase(BaseEstimator):
         y : array-like
             Targets, see the class.
         sample_weight : array-like of shape (n_crystals,), optional
-            What the losses of each crystal are multiplied by.
+            What the losses of each crystal are multiplied by; one with 0 is as good as absent.
 
         Returns
         -------
@@ -136,6 +149,13 @@ class NEGNNBase(BaseEstimator):
         )
         if not weight.any():  # scikit-learn before 1.9 lets that pass
             raise ValueError("sample_weight must have at least one non-zero value")
+        kept = self.networks_ if self.warm_start and hasattr(self, "networks_") else []
+        shape = {name: getattr(self, name, None) for name in _SHAPE_NETWORKS}
+        if kept and (changed := [name for name in shape if shape[name] != self._shape[name]]):
+            raise ValueError(
+                f"warm_start=True goes on with networks that were fitted with "
+                f"{', '.join(f'{name}={self._shape[name]!r}' for name in changed)}; keep that, or set warm_start=False"
+            )
         pretrained = load_weights(self.weights)
         inputs = Inputs(self.node_features, pretrained, self.layers)
         if self.fine_tune and not inputs.layers:
@@ -146,22 +166,16 @@ class NEGNNBase(BaseEstimator):
         dataset = Dataset.from_structures(
             structures, inputs, self.batch_size, per_site=self._per_site
         )
-        kept = self.networks_ if self.warm_start and hasattr(self, "networks_") else []
-        if kept and len(kept[0].standardize_sites.mean) != dataset.sites.shape[1]:
-            raise ValueError(
-                f"node_features={self.node_features!r} gives {dataset.sites.shape[1]} inputs a site, but the networks "
-                f"that warm_start=True continues have {len(kept[0].standardize_sites.mean)}; keep node_features, "
-                "weights and layers, or set warm_start=False"
-            )
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs = self._fit_target(dataset, y, continued=bool(kept))
-        dataset.weight /= dataset.weight.mean()
+        weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
+        dataset.weight /= dataset.weight[dataset.rows(weighted)].mean()
 
         random = check_random_state(self.random_state)
         networks, history = [], []
         for member in range(self.n_ensemble):
             seed = int(random.randint(2**31 - 1))
-            training, validation = self._split(len(structures), y, seed)
+            training, validation = self._split(weighted, y, seed)
             if member < len(kept):
                 network = kept[member]
             else:
@@ -170,22 +184,22 @@ class NEGNNBase(BaseEstimator):
             networks.append(network)
             history += [{"member": member, **record} for record in records]
         self.inputs_, self.networks_, self.history_ = inputs, networks, history
+        self._shape = shape
         self.loss_curve_ = [r["train_loss"] for r in history if r["member"] == 0]
         self.n_iter_ = len(self.loss_curve_)
         return self
 
     def _split(
-        self, n_crystals: int, y: Any, seed: int
+        self, crystals: NDArray[np.int64], y: Any, seed: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the crystals to learn from, and those that tell when to stop."""
-        everything = np.arange(n_crystals)
         if not self.early_stopping:
-            return everything, everything[:0]
+            return crystals, crystals[:0]
         training, validation = train_test_split(
-            everything,
+            crystals,
             test_size=self.validation_fraction,
             random_state=seed,
-            stratify=self._stratify(y),
+            stratify=self._strata(y, crystals),
         )
         return training, validation
 
@@ -249,11 +263,6 @@ class NEGNNBase(BaseEstimator):
             fabric=fabric,
         )
         network.cpu()
-        if not np.isfinite(history[-1]["train_loss"]):
-            raise ValueError(
-                f"training diverged: the loss is {history[-1]['train_loss']} after {len(history)} epochs; lower "
-                f"lr={self.lr} or look for outliers in y"
-            )
         return history
 
     def _outputs(self, X: Any) -> tuple[NDArray[np.float64], Dataset]:

@@ -146,8 +146,8 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         """
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    def _stratify(self, y: Any) -> Any:
-        return y
+    def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
+        return np.asarray(y)[crystals]
 
     def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
         check_classification_targets(y)
@@ -166,7 +166,13 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
             )
         dataset.target = index.astype(np.int64)
         class_weight = compute_sample_weight(self.class_weight, labels)
+        if (class_weight < 0).any():
+            raise ValueError(f"class_weight must not be negative, got {self.class_weight!r}")
         dataset.weight = (dataset.weight * class_weight).astype(np.float32)
+        if not dataset.weight.any():
+            raise ValueError(
+                f"class_weight={self.class_weight!r} and sample_weight leave every crystal a weight of 0"
+            )
         return len(classes)
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     warm_start : bool, default=False
         Go on from the networks of the previous fit, whose scaling of inputs and targets is kept.
     random_state : int, RandomState or None, default=None
-        An int makes fits on one machine's CPU equal bit by bit.
+        An int makes fits on one machine's CPU equal bit by bit; with ``dropout`` not those in threads side by side.
     device : str, default="cpu"
         Of torch.
     precision : {"32-true", "bf16-mixed"}, default="32-true"
@@ -89,7 +89,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     Attributes
     ----------
     y_mean_, y_scale_ : ndarray of shape (n_targets,)
-        What the targets were scaled with.
+        What the targets were scaled with: their mean and standard deviation, weighted as the samples are.
     networks_ : list of NodeEmbeddingNetwork
         The members.
     history_ : list of dict
@@ -227,8 +227,13 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         known = ~np.isnan(values).any(axis=1)
         if not known.any():
             raise ValueError(f"all {len(values)} values of y are NaN; at least one must be known")
+        weight = np.where(known, dataset.weight, 0)
+        if not weight.any():
+            raise ValueError("sample_weight is 0 wherever y is known; one of these must count")
         if not continued:
-            self.y_mean_, scale = values[known].mean(axis=0), values[known].std(axis=0)
+            self.y_mean_ = np.average(values[known], axis=0, weights=weight[known])
+            squares = (values[known] - self.y_mean_) ** 2
+            scale = np.sqrt(np.average(squares, axis=0, weights=weight[known]))
             self.y_scale_ = np.where(scale > 0, scale, 1.0)
             self.y_shape_ = shape
         elif shape != self.y_shape_:
@@ -238,7 +243,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
             )
         scaled = (values - self.y_mean_) / self.y_scale_
         dataset.target = np.nan_to_num(scaled).astype(np.float32)
-        dataset.weight = np.where(known, dataset.weight, 0).astype(np.float32)
+        dataset.weight = weight.astype(np.float32)
         return values.shape[1]
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:

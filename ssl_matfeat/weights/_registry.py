@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from pymatgen.core import Element
 from safetensors import SafetensorError
 
 from ssl_matfeat.context_encoder import ContextEncoder
@@ -46,6 +50,17 @@ class Pretrained:
     """Of the safetensors file, or "" for weights that were never saved."""
     name: str | None = None
     """In the registry; None for weights of your own."""
+
+    def warn_of_unseen(self, numbers: NDArray[np.integer], stacklevel: int) -> None:
+        """Warn if some of the atomic numbers were not in the structures of the pretraining."""
+        symbols = [Element.from_Z(int(z)).symbol for z in np.unique(numbers)]
+        unseen = [symbol for symbol in symbols if symbol not in self.card["elements_seen"]]
+        if unseen:
+            warnings.warn(
+                f"the weights never saw {', '.join(unseen)}: features of crystals that hold them are defined, but "
+                "rest on element properties alone",
+                stacklevel=stacklevel + 1,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         if self.name is None:
