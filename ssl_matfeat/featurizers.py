@@ -68,7 +68,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     pretrained_ : Pretrained
         The weights that `fit` loaded.
     errors_ : dict
-        Position in X → message, of the last `transform`.
+        Position in X → message, of the last `transform` of this object in this process.
 
     Examples
     --------
@@ -209,9 +209,9 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     pretrained_ : Pretrained
         The weights that `fit` loaded.
     site_index_ : ndarray of shape (n_sites_total, 2)
-        Position in X and site of every row of the last `transform`.
+        Position in X and site of every row of the last `transform` of this object in this process.
     errors_ : dict
-        Position in X → message, of the last `transform`.
+        Position in X → message, of the last `transform` of this object in this process.
 
     Examples
     --------
