@@ -111,16 +111,23 @@ class Dataset:
 
     @classmethod
     def from_structures(
-        cls, structures: Sequence[Any], inputs: Inputs, max_edges: int, per_site: bool = False
+        cls,
+        structures: Sequence[Any],
+        inputs: Inputs,
+        max_edges: int,
+        per_site: bool = False,
+        first: int = 0,
     ) -> Dataset:
         """Build graphs and inputs, once for all epochs; nothing is known about the target yet.
+
+        ``first`` is the position of the first structure in X, for messages.
 
         Raises
         ------
         StructureError, TypeError
             For the first bad structure.
         """
-        graphs, _, _ = build_graphs(structures)
+        graphs, _, _ = build_graphs(structures, first)
         assert graphs is not None  # a bad structure has raised
         if inputs.layers:
             inputs.pretrained.warn_of_unseen(graphs.numbers, stacklevel=3)

@@ -30,11 +30,11 @@ SPARSE_FACTOR = 2
 class Edges:
     """The directed edges of one crystal, ordered by centre, then by distance."""
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int32]
     """(2, n_edges): row 0 the neighbour (source), row 1 the centre (target), as in PyG."""
     vector: NDArray[np.float64]
     """(n_edges, 3): from the centre to the neighbour's image, in Å."""
-    cell_shift: NDArray[np.int64]
+    cell_shift: NDArray[np.int16]
     """(n_edges, 3): the lattice translation of the neighbour's image."""
 
 
@@ -91,7 +91,8 @@ def find_edges(
         last = first + np.minimum(n_found, n_neighbors) - 1
         shell_end = distance[order[last]] + SHELL_TOLERANCE  # (n_sites,)
         order = order[distance[order] <= shell_end[center[order]]]
-    return Edges(np.stack([neighbor[order], center[order]]), vector[order], shift[order])
+    index = np.stack([neighbor[order], center[order]])
+    return Edges(index.astype(np.int32), vector[order], shift[order].astype(np.int16))
 
 
 def _first_radius(crystal: Crystal, n_neighbors: int) -> float:
@@ -201,9 +202,9 @@ class CrystalGraphs:
         """Join the crystals and their edges; ``dtype`` is that of the edge vectors."""
         return cls(
             numbers=np.concatenate([c.numbers for c in crystals]).astype(np.uint8),
-            edge_index=np.concatenate([e.index for e in edges], axis=1).astype(np.int32),
-            vector=np.concatenate([e.vector for e in edges]).astype(dtype),
-            cell_shift=np.concatenate([e.cell_shift for e in edges]).astype(np.int16),
+            edge_index=np.concatenate([e.index for e in edges], axis=1),
+            vector=np.concatenate([e.vector for e in edges], dtype=dtype, casting="same_kind"),
+            cell_shift=np.concatenate([e.cell_shift for e in edges]),
             lattice=np.stack([c.lattice for c in crystals]),
             site_start=_starts([len(c.numbers) for c in crystals]),
             edge_start=_starts([len(e.vector) for e in edges]),

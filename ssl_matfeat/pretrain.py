@@ -22,17 +22,10 @@ from sklearn.utils.validation import check_is_fitted
 import ssl_matfeat
 from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import StructureError, as_structure_list, crystal_from_arrays
+from ssl_matfeat.devices import launch, make_fabric
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 from ssl_matfeat.pretext import TASKS, Pretext
-from ssl_matfeat.training import (
-    Batches,
-    History,
-    TrainingOptions,
-    evaluate,
-    launch,
-    make_fabric,
-    train,
-)
+from ssl_matfeat.training import Batches, History, TrainingOptions, evaluate, train
 from ssl_matfeat.weights import Pretrained, save_weights
 from ssl_matfeat.weights._registry import build_encoder
 

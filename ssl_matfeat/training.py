@@ -1,7 +1,4 @@
-"""One training loop for everything that is trained here, and the devices and processes that it can run on.
-
-It knows nothing of the model, nor of what a batch holds.
-"""
+"""One training loop for everything that is trained here; it knows nothing of the model, nor of what a batch holds."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from ssl_matfeat.devices import average_gradients, mean_of_processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,7 +27,6 @@ LossFunction = Callable[[Batch, torch.Generator], Losses]
 Batches = Callable[[torch.Generator | None], Iterator[Batch]]
 """Yields the batches of one epoch: in an order drawn from the generator, or as stored for None."""
 History = list[dict[str, Any]]
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -100,17 +96,133 @@ def train(
     ValueError
         If the checkpoint is of another training, or a loss is not finite.
     """
-    optimizer = torch.optim.AdamW(
-        parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
-    )
     identity = _identity(options, model, n_batches, objective)
-    highest_lr = [group["lr"] for group in optimizer.param_groups]
-    average = copy.deepcopy(model) if options.ema_decay is not None else None
-    rank = 0 if fabric is None else fabric.global_rank
-    device = next(model.parameters()).device
-    best: dict[str, Any] | None = None
-    history: History = []
+    run = _Run(model, losses_of, n_batches, options, parameter_groups, fabric)
     if checkpoint is not None and checkpoint.exists():
+        run.resume(checkpoint, identity)
+    with tqdm(
+        total=options.max_epochs * n_batches,
+        initial=len(run.history) * n_batches,
+        disable=not options.verbose or run.rank > 0,
+        unit="batch",
+    ) as progress:
+        for epoch in range(len(run.history), options.max_epochs):
+            if options.patience is not None and _epochs_since_best(run.history) >= options.patience:
+                break
+            trained = run.train_epoch(epoch, batches, progress)
+            scores = run.validate(validation_batches)
+            run.record(epoch, trained, scores)
+            progress.set_postfix(total=sum((scores or trained).values()))
+            if checkpoint is not None and run.rank == 0:
+                run.save(checkpoint, identity)
+    model.load_state_dict(run.best or run.kept.state_dict())
+    model.eval()
+    return run.history
+
+
+class _Run:
+    """The state of one training, that a checkpoint holds, and its steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses_of: LossFunction[Any],
+        n_batches: int,
+        options: TrainingOptions,
+        parameter_groups: list[dict[str, Any]] | None,
+        fabric: Fabric | None,
+    ) -> None:
+        self.model, self.losses_of, self.n_batches = model, losses_of, n_batches
+        self.options, self.fabric = options, fabric
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        )
+        self.highest_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = copy.deepcopy(model) if options.ema_decay is not None else None
+        self.best: dict[str, Any] | None = None
+        self.history: History = []
+        self.rank = 0 if fabric is None else fabric.global_rank
+
+    @property
+    def kept(self) -> nn.Module:
+        """Return what holds the parameters that the training is for."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def has_company(self) -> bool:
+        """Return whether other processes train too."""
+        return self.fabric is not None and self.fabric.world_size > 1
+
+    def train_epoch(
+        self, epoch: int, batches: Batches[Any], progress: tqdm[Any]
+    ) -> dict[str, float]:
+        """Return the mean losses, over all processes."""
+        generator = torch.Generator().manual_seed(_seed(self.options.random_state, epoch))
+        # All processes draw the same order of batches, but each its own damage.
+        seed = _seed(self.options.random_state, epoch, self.rank)
+        own = generator if self.rank == 0 else torch.Generator().manual_seed(seed)
+        device = next(self.model.parameters()).device
+        self.model.train()
+        record = _Mean()
+        # Dropout draws from the global generator of the device.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for step, batch in enumerate(batches(generator)):
+                record.add(self._step(epoch, step, batch, own))
+                progress.update()
+        trained = record.means()
+        if not all(map(math.isfinite, trained.values())):
+            said = f"training diverged in epoch {epoch + 1}: {trained}"
+            raise ValueError(f"{said}; lower lr={self.options.lr} or look for outliers")
+        if self.fabric is not None and self.has_company:
+            trained = mean_of_processes(trained, self.fabric)
+        return trained
+
+    def _step(self, epoch: int, step: int, batch: Any, generator: torch.Generator) -> Losses:
+        for group, lr in zip(self.optimizer.param_groups, self.highest_lr, strict=True):
+            group["lr"] = lr * _schedule(self.options, epoch + step / self.n_batches)
+        with nullcontext() if self.fabric is None else self.fabric.autocast():
+            losses = self.losses_of(batch, generator)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.fabric is not None and self.has_company:
+            average_gradients(self.model, self.fabric)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        if self.average is not None and self.options.ema_decay is not None:
+            n_steps = epoch * self.n_batches + step
+            decay = min(self.options.ema_decay, 1 - 1 / (2 + n_steps))
+            _update_average(self.average, self.model, decay)
+        return losses
+
+    def validate(self, batches: Batches[Any] | None) -> dict[str, float]:
+        """Return the mean losses that the kept parameters have on the validation batches, if there are any."""
+        scores: dict[str, float] = {}
+        if batches is not None and self.rank == 0:
+            # The loss function holds `model`, so the kept parameters visit it for the length of the validation.
+            current = copy.deepcopy(self.model.state_dict())
+            self.model.load_state_dict(self.kept.state_dict())
+            scores = evaluate(self.model, self.losses_of, batches, self.options.random_state)
+            self.model.load_state_dict(current)
+        if self.fabric is not None and self.has_company:
+            scores = self.fabric.broadcast(scores)
+        return scores
+
+    def record(self, epoch: int, trained: dict[str, float], scores: dict[str, float]) -> None:
+        """Note the losses of an epoch, and keep its parameters if none was better."""
+        self.history.append(
+            {
+                "epoch": epoch + 1,
+                **{f"train_{name}": value for name, value in trained.items()},
+                **{f"validation_{name}": value for name, value in scores.items()},
+            }
+        )
+        if self.options.patience is not None and _epochs_since_best(self.history) == 0:
+            self.best = copy.deepcopy(self.kept.state_dict())
+
+    def resume(self, checkpoint: Path, identity: dict[str, Any]) -> None:
+        """Go on from where `save` was called, by the same training."""
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         changed = {
             name: (state["options"].get(name), now)
@@ -123,185 +235,26 @@ def train(
                 f"{checkpoint} was written by another training ({said}); train with the same parameters and "
                 "structures, or remove the file"
             )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        best, history = state["best"], state["history"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best, self.history = state["best"], state["history"]
 
-    progress = tqdm(
-        total=options.max_epochs * n_batches,
-        initial=len(history) * n_batches,
-        disable=not options.verbose or rank > 0,
-        unit="batch",
-    )
-    for epoch in range(len(history), options.max_epochs):
-        if options.patience is not None and _epochs_since_best(history) >= options.patience:
-            break
-        generator = torch.Generator().manual_seed(_seed(options.random_state, epoch))
-        # All processes draw the same order of batches, but each its own damage.
-        seed = _seed(options.random_state, epoch, rank)
-        own = generator if rank == 0 else torch.Generator().manual_seed(seed)
-        model.train()
-        record = _Mean()
-        # Dropout draws from the global generator of the device.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for step, batch in enumerate(batches(generator)):
-                done = epoch + step / n_batches
-                for group, lr in zip(optimizer.param_groups, highest_lr, strict=True):
-                    group["lr"] = lr * _schedule(options, done)
-                with nullcontext() if fabric is None else fabric.autocast():
-                    losses = losses_of(batch, own)
-                total = torch.stack(list(losses.values())).sum()
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                if fabric is not None and fabric.world_size > 1:
-                    _average_gradients(model, fabric)
-                nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-                optimizer.step()
-                if average is not None and options.ema_decay is not None:
-                    _update_average(
-                        average,
-                        model,
-                        min(options.ema_decay, 1 - 1 / (2 + epoch * n_batches + step)),
-                    )
-                record.add(losses)
-                progress.update()
-        trained = record.means()
-        if not all(map(math.isfinite, trained.values())):
-            said = f"training diverged in epoch {epoch + 1}: {trained}"
-            raise ValueError(f"{said}; lower lr={options.lr} or look for outliers")
-        scores: dict[str, float] = {}
-        kept = (average or model).state_dict()
-        if validation_batches is not None and rank == 0:
-            # The loss function holds `model`, so the kept parameters visit it for the length of the validation.
-            current = copy.deepcopy(model.state_dict())
-            model.load_state_dict(kept)
-            scores = evaluate(model, losses_of, validation_batches, options.random_state)
-            model.load_state_dict(current)
-        if fabric is not None and fabric.world_size > 1:
-            trained = _mean_of_processes(trained, fabric)
-            scores = fabric.broadcast(scores)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                **{f"train_{name}": value for name, value in trained.items()},
-                **{f"validation_{name}": value for name, value in scores.items()},
-            }
-        )
-        if options.patience is not None and _epochs_since_best(history) == 0:
-            best = copy.deepcopy(kept)
-        progress.set_postfix(total=sum((scores or trained).values()))
-        if checkpoint is not None and rank == 0:
-            _save(
-                checkpoint,
-                {
-                    "options": identity,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average.state_dict() if average is not None else None,
-                    "best": best,
-                    "history": history,
-                },
-            )
-    progress.close()
-    model.load_state_dict(best or (average or model).state_dict())
-    model.eval()
-    return history
-
-
-def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
-    """Return what trains on other devices, in other precisions and in several processes.
-
-    Parameters
-    ----------
-    device : str
-        ``"cpu"``, ``"cuda"`` or one of several, such as ``"cuda:1"``.
-    precision : {"32-true", "bf16-mixed"}
-        Of the training.
-    n_devices : int
-        Processes, one for each GPU, or all on the CPU.
-
-    Returns
-    -------
-    lightning_fabric.Fabric or None
-        None where a plain loop does: one process on the CPU in single precision.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is off, or there are fewer devices.
-    ImportError
-        If Lightning Fabric is needed and not installed.
-    """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', ..., got {device!r}")
-    if index and n_devices > 1:
-        raise ValueError(f"{device=} is one device, but {n_devices=}; set device={kind!r}")
-    available = torch.cuda.device_count()
-    if kind == "cuda" and available < max(n_devices, int(index or 0) + 1):
-        raise ValueError(
-            f"{device=} and {n_devices=}, but torch sees {available} CUDA devices; choose fewer, or set device='cpu'"
-        )
-    if (kind, precision, n_devices) == ("cpu", "32-true", 1):
-        return None
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise ImportError(
-            f"{device=}, {precision=} and {n_devices=} need Lightning Fabric; "
-            "pip install lightning-fabric, or keep device='cpu', precision='32-true' and n_devices=1"
-        ) from error
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if kind == "cuda" and index else n_devices,
-        strategy="ddp_spawn" if n_devices > 1 else "auto",
-        precision=cast(Precision, precision),
-    )
-
-
-def launch(
-    fabric: Fabric, learn: Callable[[Fabric, nn.Module], History], model: nn.Module
-) -> History:
-    """Let ``learn`` train ``model`` in all processes; afterwards ``model`` is as it is in process 0.
-
-    Parameters
-    ----------
-    fabric : lightning_fabric.Fabric
-        From `make_fabric`.
-    learn : callable
-        (fabric, model) → history; trains the model in place. For several processes it must be picklable.
-    model : torch.nn.Module
-        To be trained, on the CPU, where it stays.
-
-    Returns
-    -------
-    list of dict
-        What ``learn`` returned in process 0.
-    """
-    with TemporaryDirectory() as folder:
-        # Fabric itself returns what fits into a pipe; more would block its processes for ever.
-        result = Path(folder) / "result"
-        fabric.launch(partial(_learn, learn=learn, model=model, result=result))
-        written = torch.load(result, weights_only=True, map_location="cpu")
-    model.load_state_dict(written["model"])
-    return cast(History, written["history"])
-
-
-def _learn(
-    fabric: Fabric,
-    learn: Callable[[Fabric, nn.Module], History],
-    model: nn.Module,
-    result: Path,
-) -> None:
-    own = copy.deepcopy(model)  # torch shares the memory of a spawned module among the processes
-    history = learn(fabric, own)
-    if fabric.is_global_zero:
-        torch.save({"model": own.state_dict(), "history": history}, result)
+    def save(self, checkpoint: Path, identity: dict[str, Any]) -> None:
+        """Write what `resume` reads, all of it or nothing."""
+        state = {
+            "options": identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "best": self.best,
+            "history": self.history,
+        }
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = checkpoint.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(checkpoint)
 
 
 @torch.no_grad()
@@ -376,25 +329,3 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         slow.lerp_(fast, 1 - decay)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(current)
-
-
-def _average_gradients(model: nn.Module, fabric: Fabric) -> None:
-    """Set the gradients of all processes to their mean; the same parameters have one in each."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    joined = torch.cat([gradient.flatten() for gradient in gradients])
-    mean = cast(Tensor, fabric.all_reduce(joined, reduce_op="mean"))
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _mean_of_processes(values: dict[str, float], fabric: Fabric) -> dict[str, float]:
-    joined = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
-    mean = cast(Tensor, fabric.all_reduce(joined, reduce_op="mean"))
-    return dict(zip(values, mean.tolist(), strict=True))
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
-    unfinished.replace(path)

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from ssl_matfeat import NEGNNRegressor, SSLPretrainer
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.cli import app
-from ssl_matfeat.training import TrainingOptions, launch, make_fabric, train
+from ssl_matfeat.devices import launch, make_fabric
+from ssl_matfeat.training import TrainingOptions, train
 from ssl_matfeat.weights import load_weights
 
 

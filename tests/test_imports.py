@@ -22,6 +22,7 @@ ORDER = [
     "_featurizer_base",
     "featurizers",
     "block_kernel",
+    "devices",
     "training",
     "pretext",
     "pretrain",

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 
 from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, StructureError
 from ssl_matfeat.backbones import BACKBONES
+from ssl_matfeat.negnn import _base
 
 WEIGHTS = untrained("context")
 QUICK = {
@@ -360,6 +361,20 @@ def test_predictions_do_not_depend_on_companions(data, fitted):
     together = fitted.predict(X)
     alone = np.concatenate([fitted.predict([s]) for s in X])
     np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_predicting_in_pieces_changes_nothing(data, monkeypatch):
+    X = data[0][:8]
+    model = quick(target="site", max_epochs=1).fit(X, nearest_distances(X))
+    whole = model.predict(X)
+    monkeypatch.setattr(_base, "_CHUNK", 3)
+    pieces = model.predict(X)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    broken = X[5].copy()
+    broken.replace(0, {"Fe": 0.5, "Co": 0.5})
+    with pytest.raises(StructureError, match=r"X\[5\]"):
+        model.predict([*X[:5], broken])
 
 
 # scikit-learn's contracts

@@ -26,12 +26,15 @@ from torch import Tensor
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
+from ssl_matfeat.devices import Precision, make_fabric
 from ssl_matfeat.examples import Dataset, Example, Inputs
 from ssl_matfeat.network import LearnedInputs, NodeEmbeddingNetwork, Standardize
-from ssl_matfeat.training import Losses, Precision, TrainingOptions, make_fabric, train
+from ssl_matfeat.training import Losses, TrainingOptions, train
 from ssl_matfeat.weights import Pretrained, load_weights
 
 _EMA_DECAY = 0.99
+_CHUNK = 1024
+"""Crystals predicted at a time, whose inputs are then forgotten: they take some tens of kB each."""
 _SHAPE_NETWORKS = (
     "node_features",
     "weights",
@@ -265,19 +268,22 @@ class NEGNNBase(BaseEstimator):
         network.cpu()
         return history
 
-    def _outputs(self, X: Any) -> tuple[NDArray[np.float64], Dataset]:
-        """Return what every member gives, (n_members, n_rows, n_outputs), and the crystals it gave it for."""
+    def _outputs(self, X: Any) -> NDArray[np.float64]:
+        """Return what every member gives, (n_members, n_rows, n_outputs)."""
         check_is_fitted(self, "networks_")
-        dataset = Dataset.from_structures(
-            as_structure_list(X), self.inputs_, self.batch_size, per_site=self._per_site
-        )
-        everything = np.arange(len(dataset.graphs))
+        structures = as_structure_list(X)
+        networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
         pieces = []
-        with torch.inference_mode():
-            networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
-            for example in dataset.batches(everything, self.batch_size, self.device)(None):
-                pieces.append(torch.stack([network(example) for network in networks]).cpu())
-        return torch.cat(pieces, dim=1).double().numpy(), dataset
+        for first in range(0, len(structures), _CHUNK):
+            chunk = structures[first : first + _CHUNK]
+            dataset = Dataset.from_structures(
+                chunk, self.inputs_, self.batch_size, per_site=self._per_site, first=first
+            )
+            everything = np.arange(len(chunk))
+            with torch.inference_mode():
+                for example in dataset.batches(everything, self.batch_size, self.device)(None):
+                    pieces.append(torch.stack([network(example) for network in networks]).cpu())
+        return torch.cat(pieces, dim=1).double().numpy()
 
     @property
     def _per_site(self) -> bool:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_matfeat.blocks import Layer
+from ssl_matfeat.devices import Precision
 from ssl_matfeat.examples import Dataset
 from ssl_matfeat.negnn._base import NEGNNBase
-from ssl_matfeat.training import Precision
 from ssl_matfeat.weights import Pretrained
 
 
@@ -129,8 +129,8 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         ndarray of shape (n_crystals, n_classes)
             Columns in the order of ``classes_``.
         """
-        outputs, _ = self._outputs(X)
-        return torch.from_numpy(outputs).softmax(dim=2).mean(dim=0).numpy()
+        outputs = torch.from_numpy(self._outputs(X))
+        return outputs.softmax(dim=2).mean(dim=0).numpy()
 
     def predict(self, X: Any) -> NDArray:
         """Return the most probable class of each crystal.
