@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tables import csv_table, number, with_spread
 
-ABLATION = ("onehot", "element", "ssl", "ssl-fine-tuned", "default", "ssl+raw")
-"""Variants that differ in their node inputs alone; those of the default are raw."""
+ABLATION = ("onehot", "element", "ssl", "ssl-fine-tuned", "raw", "default")
+"""Variants that differ in their node inputs alone; those of the default are ``"ssl+raw"``."""
 _MOMENT_ERRORS = ("mae", "mae_magnetic")
 
 
@@ -75,7 +75,7 @@ def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
                 row.append(with_spread(np.array(maes), report["unit"]) if len(maes) > 1 else "")
             if any(row[2:]):
                 rows.append(row)
-    inputs = ["raw" if variant == "default" else variant for variant in ABLATION]
+    inputs = ["ssl+raw" if variant == "default" else variant for variant in ABLATION]
     return csv_table(["task", "labels", *inputs], rows)
 
 

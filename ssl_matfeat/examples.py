@@ -26,6 +26,7 @@ from ssl_matfeat.weights import Pretrained
 NODE_FEATURES = ("onehot", "element", "raw", "ssl")
 """What ``node_features`` is a sum of; the columns stand in this order, the learned ones last."""
 CRYSTAL_STATISTICS = ("mean", "std", "min", "max")
+"""Of all but the learned channels, which count with their mean alone, as in the featurizers."""
 
 
 @dataclass
@@ -81,15 +82,20 @@ class Inputs:
             columns["onehot"] = F.one_hot(batch.numbers, MAX_ATOMIC_NUMBER + 1).float()
         if "element" in self.parts:
             columns["element"] = torch.from_numpy(indicator_table()).float()[batch.numbers]
-        sites = torch.cat([columns[part] for part in self.parts], dim=1)
-        crystals = pool(sites, batch, CRYSTAL_STATISTICS)
+        pooled = {
+            part: pool(x, batch, ("mean",) if part == "ssl" else CRYSTAL_STATISTICS)
+            for part, x in columns.items()
+        }
         if "raw" in self.parts:
-            crystals = torch.cat([crystals, cell_channels(batch).float()], dim=1)
-        return sites, crystals
+            pooled["raw"] = torch.cat([pooled["raw"], cell_channels(batch).float()], dim=1)
+        return (
+            torch.cat([columns[part] for part in self.parts], dim=1),
+            torch.cat([pooled[part] for part in self.parts], dim=1),
+        )
 
     @property
     def n_learned(self) -> int:
-        """Return how many site inputs, the last ones, come from the encoder."""
+        """Return how many inputs come from the encoder: the last ones of the sites, and as many of the crystals."""
         return sum(len(channel_names(layer, self.pretrained)) for layer in self.layers)
 
 

@@ -18,18 +18,26 @@ from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import copy_encoder
 
 
+LEARNED_WEIGHT = 0.3
+"""Learned channels are many and say little each; at full size they drown the few that were given (LOG_negnn.md)."""
+
+
 class Standardize(nn.Module):
-    """Scale channels to mean 0 and standard deviation 1 of the training data, and cut at ±5.
+    """Scale channels to mean 0 and standard deviation 1 of the training data, cut at ±5, and weigh the learned ones.
 
     A channel that never varied there, but for rounding, says nothing and is 0: what an untrained weight would make of
-    another value is noise.
+    another value is noise. The last ``n_learned`` channels, those of the encoder, are multiplied by `LEARNED_WEIGHT`.
     """
 
     mean: Tensor
     scale: Tensor
+    weight: Tensor
 
-    def __init__(self, training: NDArray[np.float32]) -> None:
+    def __init__(self, training: NDArray[np.float32], n_learned: int) -> None:
         super().__init__()
+        weight = torch.ones(training.shape[1])
+        weight[training.shape[1] - n_learned :] = LEARNED_WEIGHT
+        self.register_buffer("weight", weight)
         std = training.std(0, dtype=np.float64)
         varies = std > 1e-6 * np.maximum(1, np.abs(training).max(0))
         scale = np.divide(1, std, out=np.zeros_like(std), where=varies)
@@ -38,7 +46,7 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled channels, of the shape of ``x``."""
-        return ((x - self.mean) * self.scale).clamp(-5, 5)
+        return ((x - self.mean) * self.scale).clamp(-5, 5) * self.weight
 
 
 class LearnedInputs(nn.Module):

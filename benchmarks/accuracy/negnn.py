@@ -45,10 +45,11 @@ RESULTS = Path(__file__).parents[1] / "results" / "negnn"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "ensemble": {"n_ensemble": 5},
+    "raw": {"node_features": "raw"},
+    "raw-ensemble": {"node_features": "raw", "n_ensemble": 5},
     "ssl": {"node_features": "ssl"},
     "element": {"node_features": "element"},
     "onehot": {"node_features": "onehot"},
-    "ssl+raw": {"node_features": "ssl+raw"},
     "ssl-fine-tuned": {"node_features": "ssl", "fine_tune": True},
     "cgcnn": {"backbone": "cgcnn"},
 }

@@ -118,8 +118,8 @@ def main(
 
     torch.manual_seed(0)
     network = NodeEmbeddingNetwork(
-        Standardize(dataset.sites),
-        Standardize(dataset.crystals),
+        Standardize(dataset.sites, 0),
+        Standardize(dataset.crystals, 0),
         backbone="cgcnn",
         n_channels=N_CHANNELS,
         n_layers=N_LAYERS,

@@ -217,8 +217,8 @@ class NEGNNBase(BaseEstimator):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return NodeEmbeddingNetwork(
-                Standardize(dataset.sites[dataset.graphs.sites_of(training)]),
-                Standardize(dataset.crystals[training]),
+                Standardize(dataset.sites[dataset.graphs.sites_of(training)], inputs.n_learned),
+                Standardize(dataset.crystals[training], inputs.n_learned),
                 backbone=self.backbone,
                 n_channels=self.n_channels,
                 n_layers=self.n_layers,

@@ -33,7 +33,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     Parameters
     ----------
-    node_features : str, default="raw"
+    node_features : str, default="ssl+raw"
         What a site starts from, as in `NEGNNRegressor`.
     weights, layers, backbone, n_channels, n_layers, dropout, fine_tune, fine_tune_lr
         Of the network, as there.
@@ -67,7 +67,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     def __init__(
         self,
-        node_features: str = "raw",
+        node_features: str = "ssl+raw",
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,

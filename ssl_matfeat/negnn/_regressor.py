@@ -35,7 +35,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     Parameters
     ----------
-    node_features : str, default="raw"
+    node_features : str, default="ssl+raw"
         What a site starts from: ``"ssl"`` (channels of the pretrained encoder), ``"raw"`` (element properties and
         statistics of the shell, and for the crystal its cell channels), ``"element"`` (CGCNN's 92 indicators),
         ``"onehot"`` (the atomic number), or a sum of these such as ``"ssl+raw"``.
@@ -117,7 +117,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     def __init__(
         self,
-        node_features: str = "raw",
+        node_features: str = "ssl+raw",
         *,
         weights: str | Path | Pretrained = "default",
         layers: tuple[Layer, ...] | None = None,
