@@ -17,7 +17,6 @@ from ssl_matfeat.pooling import pool_mean
 from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import copy_encoder
 
-
 LEARNED_WEIGHT = 0.3
 """Learned channels are many and say little each; at full size they drown the few that were given (LOG_negnn.md)."""
 

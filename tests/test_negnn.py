@@ -19,7 +19,9 @@ from sklearn.pipeline import make_pipeline
 
 from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, StructureError
 from ssl_matfeat.backbones import BACKBONES
+from ssl_matfeat.examples import Dataset, Inputs
 from ssl_matfeat.negnn import _base
+from ssl_matfeat.network import LEARNED_WEIGHT, Standardize
 
 WEIGHTS = untrained("context")
 QUICK = {
@@ -375,6 +377,22 @@ def test_predicting_in_pieces_changes_nothing(data, monkeypatch):
     broken.replace(0, {"Fe": 0.5, "Co": 0.5})
     with pytest.raises(StructureError, match=r"X\[5\]"):
         model.predict([*X[:5], broken])
+
+
+def test_learned_inputs_are_pooled_by_their_mean_and_weighed_less(data):
+    inputs = Inputs("ssl+raw", WEIGHTS, None)
+    dataset = Dataset.from_structures(data[0], inputs, 2048)
+    for columns in (dataset.sites, dataset.crystals):
+        x = torch.from_numpy(columns)
+        plain, weighed = Standardize(columns, 0)(x), Standardize(columns, inputs.n_learned)(x)
+        given = columns.shape[1] - inputs.n_learned
+        assert torch.equal(plain[:, :given], weighed[:, :given])
+        torch.testing.assert_close(LEARNED_WEIGHT * plain[:, given:], weighed[:, given:])
+    alone = np.flatnonzero(dataset.graphs.n_sites == 1)
+    np.testing.assert_array_equal(
+        dataset.crystals[alone, -inputs.n_learned :],
+        dataset.sites[dataset.graphs.sites_of(alone), -inputs.n_learned :],
+    )
 
 
 # scikit-learn's contracts
