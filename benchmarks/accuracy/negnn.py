@@ -111,7 +111,8 @@ def main(
         done = _read(path, loaded)
         wanted = [(v, f, s, n) for n in counts for f in folds for s in seed for v in variant]
         for key in tqdm([key for key in wanted if key not in done], desc=name, unit="cell"):
-            done[key] = _score(loaded, *key)
+            cell = _score(loaded, *key)
+            done = {**_read(path, loaded), key: cell}  # others may have written meanwhile
             _write(path, loaded, list(done.values()))
         for v in variant:
             for n in counts:
