@@ -27,8 +27,8 @@ from ssl_matfeat.weights import Pretrained
 class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     """Predict classes of crystals with graph networks.
 
-    Every site starts from self-supervised embeddings, raw channels or plain elements; a graph network (the backbone)
-    passes messages between neighbours; their mean over the sites, beside the pooled inputs themselves, gives the
+    Every site starts from raw channels and self-supervised embeddings, or from plain elements; a graph network (the
+    backbone) passes messages between neighbours; their mean over the sites, beside the pooled inputs, gives the
     probabilities. The loss is the cross-entropy.
 
     Parameters

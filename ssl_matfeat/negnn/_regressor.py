@@ -29,8 +29,8 @@ _LOSSES: dict[str, Any] = {"mae": F.l1_loss, "mse": F.mse_loss, "huber": F.huber
 class NEGNNRegressor(RegressorMixin, NEGNNBase):
     """Predict numbers of crystals, or of their sites, with graph networks.
 
-    Every site starts from self-supervised embeddings, raw channels or plain elements; a graph network (the backbone)
-    passes messages between neighbours; their mean over the sites, beside the pooled inputs themselves, gives the
+    Every site starts from raw channels and self-supervised embeddings, or from plain elements; a graph network (the
+    backbone) passes messages between neighbours; their mean over the sites, beside the pooled inputs, gives the
     prediction (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024).
 
     Parameters
