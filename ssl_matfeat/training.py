@@ -134,6 +134,8 @@ class _Run:
     ) -> None:
         self.model, self.losses_of, self.n_batches = model, losses_of, n_batches
         self.options, self.fabric = options, fabric
+        self.others = fabric if fabric is not None and fabric.world_size > 1 else None
+        """Where other processes train too, the way to them."""
         self.optimizer = torch.optim.AdamW(
             parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
@@ -147,11 +149,6 @@ class _Run:
     def kept(self) -> nn.Module:
         """Return what holds the parameters that the training is for."""
         return self.model if self.average is None else self.average
-
-    @property
-    def has_company(self) -> bool:
-        """Return whether other processes train too."""
-        return self.fabric is not None and self.fabric.world_size > 1
 
     def train_epoch(
         self, epoch: int, batches: Batches[Any], progress: tqdm[Any]
@@ -174,8 +171,8 @@ class _Run:
         if not all(map(math.isfinite, trained.values())):
             said = f"training diverged in epoch {epoch + 1}: {trained}"
             raise ValueError(f"{said}; lower lr={self.options.lr} or look for outliers")
-        if self.fabric is not None and self.has_company:
-            trained = mean_of_processes(trained, self.fabric)
+        if self.others is not None:
+            trained = mean_of_processes(trained, self.others)
         return trained
 
     def _step(self, epoch: int, step: int, batch: Any, generator: torch.Generator) -> Losses:
@@ -186,8 +183,8 @@ class _Run:
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if self.fabric is not None and self.has_company:
-            average_gradients(self.model, self.fabric)
+        if self.others is not None:
+            average_gradients(self.model, self.others)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         self.optimizer.step()
         if self.average is not None and self.options.ema_decay is not None:
@@ -205,8 +202,8 @@ class _Run:
             self.model.load_state_dict(self.kept.state_dict())
             scores = evaluate(self.model, self.losses_of, batches, self.options.random_state)
             self.model.load_state_dict(current)
-        if self.fabric is not None and self.has_company:
-            scores = self.fabric.broadcast(scores)
+        if self.others is not None:
+            scores = self.others.broadcast(scores)
         return scores
 
     def record(self, epoch: int, trained: dict[str, float], scores: dict[str, float]) -> None:
