@@ -17,7 +17,7 @@ from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 BatchFunction = Callable[[CrystalBatch], torch.Tensor]
 """Turns a batch into rows: one a site, or one a crystal."""
 
-_CHUNK = 256
+CHUNK = 256
 """Structures a piece of work: large enough to fill batches, small enough to bound memory and show progress."""
 
 
@@ -101,10 +101,10 @@ def compute_rows(
     errors : dict
         Position in X → message.
     """
-    starts = range(0, len(structures), _CHUNK)
+    starts = range(0, len(structures), CHUNK)
     work = (
         joblib.delayed(_compute_chunk)(
-            structures[start : start + _CHUNK],
+            structures[start : start + CHUNK],
             start,
             function,
             per_site,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pymatgen.core import Element, Lattice, Structure
 
+from ssl_matfeat import NEGNNRegressor
 from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
@@ -95,6 +96,51 @@ CRYSTALS = {
 """Ties, two sites in a hexagonal cell, no symmetry at all, and one-atom cells."""
 
 
+def rotated(structure, rng):
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))  # of either handedness
+    return Structure(
+        Lattice(structure.lattice.matrix @ turn), structure.species, structure.frac_coords
+    )
+
+
+def translated(structure, rng):
+    return _with_coordinates(structure, structure.frac_coords + rng.uniform(size=3))
+
+
+def permuted(structure, rng):
+    return Structure.from_sites([structure[i] for i in rng.permutation(len(structure))])
+
+
+def supercell(structure, rng):
+    return structure * (1, 2, 3)
+
+
+def niggli(structure, rng):
+    return structure.get_reduced_structure("niggli")
+
+
+def skewed(structure, rng):
+    change = np.array([[1, 2, 0], [0, 1, -1], [1, 2, 1]])
+    assert round(np.linalg.det(change)) == 1
+    return structure.copy().make_supercell(change, to_unit_cell=False)
+
+
+def other_images(structure, rng):
+    return _with_coordinates(
+        structure, structure.frac_coords + rng.integers(-3, 4, size=(len(structure), 3))
+    )
+
+
+def _with_coordinates(structure, frac_coords):
+    return Structure(structure.lattice, structure.species, frac_coords)
+
+
+TRANSFORMATIONS = {
+    f.__name__: f for f in (rotated, translated, permuted, supercell, niggli, skewed, other_images)
+}
+"""Other ways to write the same crystal down: (structure, generator) → structure."""
+
+
 def batch_of(
     *structures: Structure,
     cutoff: float = 8.0,
@@ -137,6 +183,39 @@ def small_crystals(elastic):
     """60 bundled crystals of at most six sites, and their log10 bulk moduli."""
     small = elastic[[len(s) <= 6 for s in elastic["structure"]]].iloc[::5].head(60)
     return small["structure"].tolist(), np.log10(small["K_VRH"].to_numpy())
+
+
+QUICK_NETWORK = {
+    "node_features": "ssl+raw",
+    "weights": untrained("context"),
+    "n_channels": 8,
+    "n_layers": 1,
+    "max_epochs": 2,
+    "lr": 0.02,
+    "random_state": 0,
+}
+
+
+def quick_network(**parameters):
+    return NEGNNRegressor(**{**QUICK_NETWORK, **parameters})
+
+
+@pytest.fixture(scope="session")
+def few_crystals(small_crystals):
+    X, y = small_crystals
+    return X[:24], y[:24]
+
+
+@pytest.fixture(scope="session")
+def fitted_network(few_crystals):
+    return quick_network().fit(*few_crystals)
+
+
+def nearest_distances(X):
+    """A target of each site that its surroundings tell: the distance to its nearest neighbour, in Å."""
+    return [
+        np.array([min(n.nn_distance for n in s.get_neighbors(site, 6)) for site in s]) for s in X
+    ]
 
 
 @pytest.fixture(scope="session")

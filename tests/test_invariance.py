@@ -5,8 +5,19 @@ Every check is a function that also has negative controls, for which it must fai
 
 import numpy as np
 import pytest
-from conftest import CRYSTALS, rock_salt, shake, substitute
-from pymatgen.core import Lattice, Structure
+from conftest import (
+    CRYSTALS,
+    TRANSFORMATIONS,
+    other_images,
+    permuted,
+    rock_salt,
+    rotated,
+    shake,
+    substitute,
+    supercell,
+    translated,
+)
+from pymatgen.core import Structure
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat._validation import as_crystal
@@ -20,50 +31,6 @@ WEIGHTS = ("default", "paper-predictive", "cgcnn", "context")
 INTENSIVE = ("mean", "std", "min", "max")
 FLOOR = 1e-3
 """Least scale of a column, for features that are zero by symmetry in most crystals."""
-
-
-def rotated(structure, rng):
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))  # of either handedness
-    return Structure(
-        Lattice(structure.lattice.matrix @ turn), structure.species, structure.frac_coords
-    )
-
-
-def translated(structure, rng):
-    return _with_coordinates(structure, structure.frac_coords + rng.uniform(size=3))
-
-
-def permuted(structure, rng):
-    return Structure.from_sites([structure[i] for i in rng.permutation(len(structure))])
-
-
-def supercell(structure, rng):
-    return structure * (1, 2, 3)
-
-
-def niggli(structure, rng):
-    return structure.get_reduced_structure("niggli")
-
-
-def skewed(structure, rng):
-    change = np.array([[1, 2, 0], [0, 1, -1], [1, 2, 1]])
-    assert round(np.linalg.det(change)) == 1
-    return structure.copy().make_supercell(change, to_unit_cell=False)
-
-
-def other_images(structure, rng):
-    return _with_coordinates(
-        structure, structure.frac_coords + rng.integers(-3, 4, size=(len(structure), 3))
-    )
-
-
-def _with_coordinates(structure, frac_coords):
-    return Structure(structure.lattice, structure.species, frac_coords)
-
-
-TRANSFORMATIONS = {
-    f.__name__: f for f in (rotated, translated, permuted, supercell, niggli, skewed, other_images)
-}
 
 
 def all_layers(weights):

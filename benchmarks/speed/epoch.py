@@ -118,8 +118,8 @@ def main(
 
     torch.manual_seed(0)
     network = NodeEmbeddingNetwork(
-        Standardize(dataset.sites, 0),
-        Standardize(dataset.crystals, 0),
+        Standardize(dataset.sites, inputs.n_learned),
+        Standardize(dataset.crystals, inputs.n_learned),
         backbone="cgcnn",
         n_channels=N_CHANNELS,
         n_layers=N_LAYERS,

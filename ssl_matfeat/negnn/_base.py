@@ -23,6 +23,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
+from ssl_matfeat._compute import CHUNK
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
@@ -33,8 +34,6 @@ from ssl_matfeat.training import Losses, TrainingOptions, train
 from ssl_matfeat.weights import Pretrained, load_weights
 
 _EMA_DECAY = 0.99
-_CHUNK = 1024
-"""Crystals predicted at a time, whose inputs are then forgotten: they take some tens of kB each."""
 _SHAPE_NETWORKS = (
     "node_features",
     "weights",
@@ -268,14 +267,14 @@ class NEGNNBase(BaseEstimator):
         network.cpu()
         return history
 
-    def _outputs(self, X: Any) -> NDArray[np.float64]:
-        """Return what every member gives, (n_members, n_rows, n_outputs)."""
+    def _outputs(self, X: Any) -> tuple[NDArray[np.float64], list[int]]:
+        """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal."""
         check_is_fitted(self, "networks_")
         structures = as_structure_list(X)
         networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
         pieces = []
-        for first in range(0, len(structures), _CHUNK):
-            chunk = structures[first : first + _CHUNK]
+        for first in range(0, len(structures), CHUNK):
+            chunk = structures[first : first + CHUNK]
             dataset = Dataset.from_structures(
                 chunk, self.inputs_, self.batch_size, per_site=self._per_site, first=first
             )
@@ -283,7 +282,8 @@ class NEGNNBase(BaseEstimator):
             with torch.inference_mode():
                 for example in dataset.batches(everything, self.batch_size, self.device)(None):
                     pieces.append(torch.stack([network(example) for network in networks]).cpu())
-        return torch.cat(pieces, dim=1).double().numpy()
+        n_sites = [len(structure) for structure in structures]
+        return torch.cat(pieces, dim=1).double().numpy(), n_sites
 
     @property
     def _per_site(self) -> bool:

@@ -129,8 +129,8 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         ndarray of shape (n_crystals, n_classes)
             Columns in the order of ``classes_``.
         """
-        outputs = torch.from_numpy(self._outputs(X))
-        return outputs.softmax(dim=2).mean(dim=0).numpy()
+        outputs, _ = self._outputs(X)
+        return torch.from_numpy(outputs).softmax(dim=2).mean(dim=0).numpy()
 
     def predict(self, X: Any) -> NDArray:
         """Return the most probable class of each crystal.

@@ -16,7 +16,6 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision
 from ssl_matfeat.examples import Dataset, flatten_sites
@@ -190,14 +189,16 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         ValueError
             If ``return_std=True`` and there is only one member.
         """
-        outputs = self._outputs(X)
+        outputs, n_sites = self._outputs(X)
         if return_std and len(outputs) == 1:
             raise ValueError(
                 "return_std=True needs several members, but n_ensemble was 1; fit with n_ensemble=5, say"
             )
         values = outputs * self.y_scale_ + self.y_mean_  # (n_members, n_rows, n_targets)
-        mean = self._in_form(values.mean(axis=0), X)
-        return (mean, self._in_form(values.std(axis=0, ddof=1), X)) if return_std else mean
+        mean = self._in_form(values.mean(axis=0), n_sites)
+        if not return_std:
+            return mean
+        return mean, self._in_form(values.std(axis=0, ddof=1), n_sites)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return the coefficient of determination R², over all known sites for ``target="site"``."""
@@ -250,13 +251,10 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return _LOSSES[self.loss](output, target, reduction="none").mean(dim=1)
 
-    def _in_form(self, rows: NDArray[np.float64], X: Any) -> Any:
+    def _in_form(self, rows: NDArray[np.float64], n_sites: list[int]) -> Any:
         """Give rows, (n_rows, n_targets), the form of the ``y`` that `fit` got."""
         rows = rows.reshape(len(rows), *self.y_shape_)
-        if not self._per_site:
-            return rows
-        n_sites = [len(structure) for structure in as_structure_list(X)]
-        return np.split(rows, np.cumsum(n_sites)[:-1])
+        return np.split(rows, np.cumsum(n_sites)[:-1]) if self._per_site else rows
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

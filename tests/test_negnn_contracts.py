@@ -1,0 +1,118 @@
+"""NEGNN: scikit-learn's contracts, and bad input."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import (
+    CRYSTALS,
+    QUICK_NETWORK,
+    nearest_distances,
+    quick_network,
+)
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, StructureError
+
+
+def test_init_stores_and_clone_keeps(fitted_network):
+    for model in (NEGNNRegressor(), NEGNNClassifier()):
+        assert set(vars(model)) == set(model.get_params())
+    assert clone(fitted_network).get_params()["n_channels"] == 8
+    assert not hasattr(fitted_network, "n_features_in_")
+    assert is_regressor(fitted_network)
+    assert is_classifier(NEGNNClassifier())
+    with pytest.raises(NotFittedError):
+        quick_network().predict([CRYSTALS["Cu"]])
+
+
+def test_grid_search_pipeline_and_cross_validation(few_crystals):
+    X, y = few_crystals
+    search = GridSearchCV(
+        make_pipeline(quick_network()), {"negnnregressor__node_features": ["ssl", "onehot"]}, cv=2
+    ).fit(X, y)
+    assert set(search.best_params_) == {"negnnregressor__node_features"}
+    assert np.isfinite(cross_val_score(quick_network(), X, y, cv=2, n_jobs=2)).all()
+    sites = nearest_distances(X)
+    assert np.isfinite(cross_val_score(quick_network(target="site"), X, sites, cv=2)).all()
+    classes = (y > np.median(y)).astype(int)
+    scores = cross_val_score(NEGNNClassifier(**QUICK_NETWORK), X, classes, cv=2, scoring="roc_auc")
+    assert np.isfinite(scores).all()
+
+
+def test_takes_a_series_and_a_frame(few_crystals, fitted_network):
+    X, y = few_crystals
+    expected = fitted_network.predict(X)
+    series = pd.Series(X, index=[f"id-{i}" for i in range(len(X))])
+    assert np.array_equal(clone(fitted_network).fit(series, pd.Series(y)).predict(series), expected)
+    assert np.array_equal(fitted_network.predict(series.to_frame()), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: y[:-1], "inconsistent numbers of samples"),
+        (lambda y: np.where(np.arange(len(y)) == 3, np.nan, y), "y contains NaN"),
+        (lambda y: np.where(np.arange(len(y)) == 3, np.inf, y), "y contains infinity"),
+        (lambda y: np.stack([y[:, None]] * 2, axis=2), "dim 3"),
+    ],
+)
+def test_bad_y(change, message, few_crystals):
+    X, y = few_crystals
+    with pytest.raises(ValueError, match=message):
+        quick_network().fit(X, change(y))
+
+
+def test_bad_classes(few_crystals):
+    X, y = few_crystals
+    model = NEGNNClassifier(**QUICK_NETWORK)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        model.fit(X, np.ones(len(X)))
+    with pytest.raises(ValueError, match="continuous"):
+        model.fit(X, y)
+    once = np.array([1] + [0] * (len(X) - 1))
+    with pytest.raises(ValueError, match="only 1 member"):
+        clone(model).set_params(early_stopping=True).fit(X, once)
+    with pytest.warns(DataConversionWarning):
+        model.fit(X, (y > np.median(y)).astype(int)[:, None])
+
+
+def test_bad_site_targets(few_crystals):
+    X = few_crystals[0]
+    y = nearest_distances(X)
+    with pytest.raises(ValueError, match=r"y\[1\] has shape .* sites"):
+        quick_network(target="site").fit(X, [y[0], y[1][:-1], *y[2:]])
+    with pytest.raises(ValueError, match="are NaN"):
+        quick_network(target="site").fit(X, [np.full(len(s), np.nan) for s in X])
+    with pytest.raises(ValueError, match=r"y\[0\] contains infinity"):
+        quick_network(target="site").fit(X, [np.full(len(s), np.inf) for s in X])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"backbone": "cnn"}, "backbone"),
+        ({"n_channels": 0}, "n_channels"),
+        ({"lr": -1.0}, "lr"),
+        ({"precision": "bf16"}, "precision"),
+        ({"node_features": "ssl+ssl"}, "node_features"),
+        ({"node_features": "magpie"}, "node_features"),
+        ({"layers": (0, 7)}, "layers"),
+        ({"layers": (0, "shell")}, "add 'raw'"),
+    ],
+)
+def test_bad_parameters(parameters, message, few_crystals):
+    with pytest.raises(ValueError, match=message):
+        quick_network(**parameters).fit(*few_crystals)
+
+
+def test_bad_structures(few_crystals, fitted_network):
+    X, y = few_crystals
+    with pytest.raises(TypeError, match="one Structure"):
+        fitted_network.predict(X[0])
+    broken = X[5].copy()
+    broken.replace(0, {"Fe": 0.5, "Co": 0.5})
+    with pytest.raises(StructureError, match=r"X\[5\]"):
+        quick_network().fit([*X[:5], broken, *X[6:]], y)

@@ -1,0 +1,120 @@
+"""NEGNN: what its networks see of a crystal, and what they must not see: how it is written down, and its companions."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    CRYSTALS,
+    QUICK_NETWORK,
+    TRANSFORMATIONS,
+    batch_of,
+    nearest_distances,
+    quick_network,
+    shake,
+)
+from pymatgen.core import Structure
+
+from ssl_matfeat import StructureError
+from ssl_matfeat.backbones import BACKBONES
+from ssl_matfeat.examples import Dataset, Inputs
+from ssl_matfeat.negnn import _base
+from ssl_matfeat.network import LEARNED_WEIGHT, Standardize
+
+
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"gcn"}))
+def test_backbones_see_distances(backbone):
+    """They fit what only distances tell: all crystals hold the same elements. GCN hardly sees any."""
+    salt = [CRYSTALS["NaCl"].copy() for _ in range(16)]
+    y = np.linspace(-1, 1, 16)
+    for strain, crystal in zip(y, salt, strict=True):
+        crystal.apply_strain(0.05 * strain)
+    model = quick_network(node_features="onehot", backbone=backbone, max_epochs=200, dropout=0.0)
+    assert np.abs(model.fit(salt, y).predict(salt) - y).mean() < 0.2
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_invariance(backbone, few_crystals):
+    parameters = {"n_layers": 2, "n_channels": 16, "max_epochs": 20}
+    model = quick_network(node_features="onehot", backbone=backbone, **parameters).fit(
+        *few_crystals
+    )
+    for name, crystal in CRYSTALS.items():
+        reference = model.predict([crystal])
+        for change, transform in TRANSFORMATIONS.items():
+            other = transform(crystal, np.random.default_rng(0))
+            np.testing.assert_allclose(
+                model.predict([other]), reference, atol=2e-4, err_msg=f"{name} {change}"
+            )
+    # The control: what is no symmetry does change the number.
+    triclinic = CRYSTALS["triclinic"]
+    assert abs(model.predict([shake(triclinic, 0, 0.3)]) - model.predict([triclinic]))[0] > 1e-3
+
+
+def test_painn_sees_angles_and_cgcnn_does_not():
+    """Three atoms bent or straight, distances between neighbours equal: only directions differ."""
+    batch = batch_of(CRYSTALS["triclinic"], dtype=torch.float32)
+    bent = batch.to("cpu")
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(len(bent.vector), 3, generator=generator))
+    bent.vector = unit * bent.distance[:, None]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(len(batch.numbers), 16)
+        networks = {name: BACKBONES[name](16, 2).eval() for name in ("cgcnn", "painn")}
+    with torch.no_grad():
+        assert torch.equal(networks["cgcnn"](x, batch), networks["cgcnn"](x, bent))
+        assert not torch.allclose(
+            networks["painn"](x, batch), networks["painn"](x, bent), atol=1e-3
+        )
+
+
+def test_schnet_hears_nothing_from_beyond_its_cutoff():
+    """Atoms without near neighbours have far ones, for which PyG's cosine rises again."""
+    torch.manual_seed(0)
+    backbone = BACKBONES["schnet"](8, 1).eval()
+    for parameter in backbone.parameters():  # as after training: biases start from 0
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(1, 8)
+    near, far, further = (
+        backbone(x, batch_of(Structure(np.diag([a] * 3), ["He"], [[0, 0, 0]]), dtype=torch.float32))
+        for a in (6.0, 10.0, 15.0)
+    )
+    torch.testing.assert_close(far, further)
+    assert not torch.allclose(near, far)
+
+
+def test_predictions_do_not_depend_on_companions(few_crystals, fitted_network):
+    X, _ = few_crystals
+    together = fitted_network.predict(X)
+    alone = np.concatenate([fitted_network.predict([s]) for s in X])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_predicting_in_pieces_changes_nothing(few_crystals, monkeypatch):
+    X = few_crystals[0][:8]
+    model = quick_network(target="site", max_epochs=1).fit(X, nearest_distances(X))
+    whole = model.predict(X)
+    monkeypatch.setattr(_base, "CHUNK", 3)
+    pieces = model.predict(X)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    broken = X[5].copy()
+    broken.replace(0, {"Fe": 0.5, "Co": 0.5})
+    with pytest.raises(StructureError, match=r"X\[5\]"):
+        model.predict([*X[:5], broken])
+
+
+def test_learned_inputs_are_pooled_by_their_mean_and_weighed_less(few_crystals):
+    inputs = Inputs("ssl+raw", QUICK_NETWORK["weights"], None)
+    dataset = Dataset.from_structures(few_crystals[0], inputs, 2048)
+    for columns in (dataset.sites, dataset.crystals):
+        x = torch.from_numpy(columns)
+        plain, weighed = Standardize(columns, 0)(x), Standardize(columns, inputs.n_learned)(x)
+        given = columns.shape[1] - inputs.n_learned
+        assert torch.equal(plain[:, :given], weighed[:, :given])
+        torch.testing.assert_close(LEARNED_WEIGHT * plain[:, given:], weighed[:, given:])
+    alone = np.flatnonzero(dataset.graphs.n_sites == 1)
+    np.testing.assert_array_equal(
+        dataset.crystals[alone, -inputs.n_learned :],
+        dataset.sites[dataset.graphs.sites_of(alone), -inputs.n_learned :],
+    )
