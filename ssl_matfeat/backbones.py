@@ -57,7 +57,7 @@ class PaiNN(nn.Module):
         """Return the scalars after all layers, (n_sites, n_channels)."""
         gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
         direction = batch.vector / batch.distance[:, None]  # (n_edges, 3)
-        vectors = x.new_zeros(len(x), 3, x.shape[1])  # (n_sites, 3, n_channels)
+        vectors: Tensor | None = None  # (n_sites, 3, n_channels) from the first message on
         for message, update in zip(self.messages, self.updates, strict=True):
             x, vectors = message(x, vectors, batch.edge_index, gaussians, direction)
             x, vectors = update(x, vectors)
@@ -74,13 +74,21 @@ class _PaiNNMessage(nn.Module):
         self.filter = nn.Linear(_N_GAUSSIANS, 3 * n_channels, bias=False)
 
     def forward(
-        self, x: Tensor, vectors: Tensor, edge_index: Tensor, gaussians: Tensor, direction: Tensor
+        self,
+        x: Tensor,
+        vectors: Tensor | None,
+        edge_index: Tensor,
+        gaussians: Tensor,
+        direction: Tensor,
     ) -> tuple[Tensor, Tensor]:
         neighbor, center = edge_index
         sent = self.sender(self.norm(x)).index_select(0, neighbor) * self.filter(gaussians)
         scalar, along, passed_on = sent.chunk(3, dim=1)  # (n_edges, n_channels) each
         vector = direction[:, :, None] * along[:, None, :]  # (n_edges, 3, n_channels)
-        vector = vector + vectors.index_select(0, neighbor) * passed_on[:, None, :]
+        if vectors is None:
+            vectors = x.new_zeros(len(x), 3, x.shape[1])  # (n_sites, 3, n_channels)
+        else:
+            vector = vector + vectors.index_select(0, neighbor) * passed_on[:, None, :]
         return (
             x.index_add(0, center, scalar.to(x.dtype)),
             vectors.index_add(0, center, vector.to(x.dtype)),
