@@ -64,17 +64,20 @@ def calibration_table(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
-    """Return the error on fold 0 against the number of labels, for each kind of node input."""
+    """Return the error on fold 0 against the number of labels, for each kind of node input.
+
+    A row needs one-hot inputs, which the others are compared with.
+    """
     rows = []
     for task, report in reports.items():
         cells = [c for c in report["cells"] if c["fold"] == "0" and c["variant"] in ABLATION]
-        for n in sorted({c["labels"] for c in cells if c["labels"]}):
-            row = [task, str(n)]
+        counts = {c["n_train"]: c["labels"] for c in cells if c["variant"] == "onehot"}
+        for n_train, labels in sorted(counts.items()):
+            row = [task, str(n_train) if labels else f"all {n_train}"]
             for variant in ABLATION:
-                maes = [c["mae"] for c in cells if (c["variant"], c["labels"]) == (variant, n)]
-                row.append(with_spread(np.array(maes), report["unit"]) if len(maes) > 1 else "")
-            if any(row[2:]):
-                rows.append(row)
+                maes = [c["mae"] for c in cells if (c["variant"], c["labels"]) == (variant, labels)]
+                row.append(with_spread(np.array(maes) if maes else None, report["unit"]))
+            rows.append(row)
     inputs = ["ssl+raw" if variant == "default" else variant for variant in ABLATION]
     return csv_table(["task", "labels", *inputs], rows)
 
