@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral
@@ -163,6 +164,12 @@ class SSLFeaturizer(BaseFeaturizer):
         if not set(self._layers()) <= set(RAW_BLOCKS):
             # Past scikit-learn's wrapper of transform, to who called it.
             self._pretrained().warn_of_unseen(elements, stacklevel=4)
+        if errors:  # trees take NaN for a value and predict from it
+            warnings.warn(
+                f"{len(errors)} of {len(structures)} structures could not be used and have NaN for features; drop "
+                f"them, or find out why, e.g. {next(iter(errors.values()))}",
+                stacklevel=4,
+            )
         return rows, errors
 
     def _rows_for_matminer(

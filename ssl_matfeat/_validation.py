@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ def as_structure_list(X: Any) -> list[Any]:
     Raises
     ------
     TypeError
-        If ``X`` is one structure, an array that numpy made of their sites, or no collection.
+        If ``X`` is one structure, an array that numpy made of their sites, a generator, or no collection.
     ValueError
         If ``X`` is empty or has several columns.
     """
@@ -71,6 +71,10 @@ def as_structure_list(X: Any) -> list[Any]:
         )
     if isinstance(X, str | bytes | dict) or not isinstance(X, Iterable):
         raise TypeError(f"X must be a list of pymatgen Structures, got {type(X).__name__}")
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"X is a {type(X).__name__}, which can be read only once; pass a list, e.g. list(X)"
+        )
     column: Any = X
     shape: tuple[int, ...] = getattr(X, "shape", ())
     if len(shape) > 1:

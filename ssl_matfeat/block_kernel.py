@@ -152,8 +152,9 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the block sizes do not add up to the number of columns, or a parameter is off.
+            If the block sizes do not add up to the number of columns, ``y`` holds classes, or a parameter is off.
         """
+        _refuse_classes(y)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = y.astype(np.float64)
         self._check_parameters()
@@ -212,6 +213,24 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
             pieces.append(np.mean(each, axis=0) + self.y_mean_)
         return np.concatenate(pieces)
 
+    def similarity(self, X: Any) -> Matrix:
+        """Return how similar each sample is to each of the training samples, in the kernel that was learned.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            Scaled as the training samples were.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_training)
+            From 0 to 1, the mean over the kernels; 1 for a training sample itself. A prediction rests on the most
+            similar ones, and where none is similar it falls back to the mean of the training targets.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False) - self._center
+        return np.mean([self._kernel(k, X) for k in range(len(self.kernels_))], axis=0)
+
     def _kernel(self, k: int, X: Matrix) -> Matrix:
         """Return kernel number ``k`` between ``X`` and the training samples, (n, n_training)."""
         kernel = KERNELS[self.kernels_[k]]
@@ -238,9 +257,21 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         sizes = np.asarray([n_columns] if self.block_sizes is None else self.block_sizes)
         if sizes.ndim != 1 or (sizes < 1).any() or sizes.sum() != n_columns:
             raise ValueError(
-                f"block_sizes={self.block_sizes!r} must be positive and add up to the {n_columns} columns of X"
+                f"block_sizes={self.block_sizes!r} must be positive and add up to the {n_columns} columns of X, but "
+                f"their sum is {sizes.sum()}; give featurizer.block_sizes() of the featurizer as it is now, the sizes "
+                "of all further columns after them, and leave out steps before that drop columns"
             )
         return np.cumsum(sizes)[:-1]
+
+
+def _refuse_classes(y: Any) -> None:
+    """Labels would fail with a message about floats, and booleans would pass for numbers."""
+    values = np.asarray(y)
+    if values.size and isinstance(values.flat[0], bool | np.bool_ | str):
+        raise ValueError(
+            f"y holds classes (such as {values.flat[0]!r}), but BlockKernelRidge predicts numbers; take a classifier, "
+            "such as sklearn.svm.SVC on the same columns or NEGNNClassifier"
+        )
 
 
 Error = Callable[[Matrix, float], float]

@@ -87,18 +87,18 @@ class ContextEncoder(nn.Module):
         *(f"excess {name}" for name in IMPLIED_PROPERTIES),
         "bond strain",
         "bond misfit",
-        "bond softness",
-        "expected bond length",
+        "log bond softness",
+        "expected log bond length",
         *(f"excess {name}" for name in GEOMETRIC_CHANNELS),
         "geometry misfit",
         "volume strain",
-        "expected volume",
-        "volume softness",
+        "expected log volume",
+        "log volume softness",
         *(f"polymorph {name}" for name in GEOMETRIC_CHANNELS),
         "polymorph misfit",
         "polymorph volume strain",
-        "polymorph volume",
-        "polymorph volume softness",
+        "polymorph log volume",
+        "polymorph log volume softness",
     )
     n_crystal_channels = 3
 
@@ -191,15 +191,16 @@ class ContextEncoder(nn.Module):
     def describe(self, batch: CrystalBatch) -> tuple[list[Tensor], Tensor]:
         """Return the embeddings and the pretext channels, (n_sites, len(pretext_names)).
 
-        With p the distribution over elements that the surroundings suggest: ``site log-likelihood`` log p(Z) and
-        ``site entropy`` -Σ p log p, in nats; ``excess X`` of an element property, its own value minus Σ p X, in
-        standard deviations over the elements. With log d ~ N(µ, σ²) predicted for each bond and <> the mean over
-        the shell: ``bond strain`` <log d - µ>, ``bond misfit`` ``<|log d - µ|/σ>``, ``bond softness`` <log σ>,
-        ``expected bond length`` <µ>. ``excess X`` of a shell channel, its deviation from the prediction in predicted
-        standard deviations, and ``geometry misfit``, their root mean square. ``volume strain``, ``expected
-        volume`` and ``volume softness`` do for log volume per atom what the bond channels do for log d.
-        ``polymorph`` channels do the same for predictions that know no more than the element and the formula: how
-        this crystal differs from what its formula would usually be.
+        With p the distribution over elements that the surroundings suggest: ``site log-likelihood`` log p(Z)
+        and ``site entropy`` -Σ p log p, in nats; ``excess X`` of an element property, its own value minus Σ p
+        X, in standard deviations over the elements. With log d ~ N(µ, σ²) predicted for each bond and <> the
+        mean over the shell: ``bond strain`` <log d - µ>, ``bond misfit`` ``<|log d - µ|/σ>``, ``log bond
+        softness`` <log σ>, ``expected log bond length`` <µ>, d in Å. ``excess X`` of a shell channel, its
+        deviation from the prediction in predicted standard deviations, and ``geometry misfit``, their root mean
+        square. ``volume strain``, ``expected log volume`` and ``log volume softness`` do for the log of the
+        volume per atom, in Å³, what the bond channels do for log d. ``polymorph`` channels do the same for
+        predictions that know no more than the element and the formula: how this crystal differs from what its
+        formula would usually be.
         """
         context = self(batch)
         batch = batch.to(batch.numbers.device, self.properties.dtype)

@@ -184,6 +184,11 @@ def flatten_sites(y: Any, n_sites: Any) -> NDArray[np.float64]:
     """Return the values of all sites one after another, (n_sites_total,), NaN where unknown."""
     flat = []
     for i, (values, n) in enumerate(zip(y, n_sites, strict=True)):
+        if np.ndim(values) == 0:
+            raise ValueError(
+                f"y[{i}] is {values!r}, but target='site' learns one value for each of the {n} sites of X[{i}]; give a "
+                "list of arrays, or set target='crystal'"
+            )
         array = check_array(
             values,
             ensure_2d=False,

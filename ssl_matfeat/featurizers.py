@@ -305,6 +305,11 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         list of list
         """
         pairs = _as_tuples(entries)
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError(
+                "each entry must be a structure and the index of a site; give featurize_dataframe both columns, "
+                "e.g. ['structure', 'site'], or take transform for all sites"
+            )
         unique = {id(structure): structure for structure, _ in pairs}
         structures = list(unique.values())
         rows, bad = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)

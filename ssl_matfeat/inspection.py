@@ -1,9 +1,15 @@
-"""Looking into what was trained; matplotlib is imported where it is used."""
+"""Looking into what was trained and what a model reads; matplotlib is imported where it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import check_scoring
+from sklearn.utils import check_random_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,3 +47,85 @@ def plot_losses(history: Sequence[dict[str, Any]]) -> Figure:
         axes.set(title=name, xlabel="epoch", ylabel="loss (nats)")
         axes.legend()
     return figure
+
+
+def block_importance(
+    model: Any,
+    X: Any,
+    y: ArrayLike,
+    block_of_column: ArrayLike,
+    *,
+    scoring: Any = None,
+    n_repeats: int = 5,
+    random_state: int | np.random.RandomState | None = 0,
+) -> pd.DataFrame:
+    """Measure what a fitted model loses when a whole block of columns is permuted among samples.
+
+    Columns that tell the same stand in for each other, so that permuting one at a time finds each of them worth little
+    (``sklearn.inspection.permutation_importance`` does that); a block that is permuted at once has no such stand-in
+    but in other blocks (Breiman, Machine Learning 45, 5, 2001, for groups).
+
+    Parameters
+    ----------
+    model : estimator
+        Fitted on columns.
+    X : array or DataFrame of shape (n_samples, n_features)
+        Samples that the model has not seen.
+    y : array-like of shape (n_samples,)
+        Their targets.
+    block_of_column : array-like of shape (n_features,)
+        The block that each column belongs to, by name.
+    scoring : str, callable or None, default=None
+        In scikit-learn's words; None is the model's own ``score``.
+    n_repeats : int, default=5
+        Permutations of each block.
+    random_state : int, RandomState or None, default=0
+        Of the permutations.
+
+    Returns
+    -------
+    DataFrame
+        By block, in the order of the columns, ``mean`` and ``std`` of the loss of score over the permutations.
+
+    Raises
+    ------
+    ValueError
+        If there is not one block for each column.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LinearRegression
+    >>> from ssl_matfeat.inspection import block_importance
+    >>> X = np.random.default_rng(0).normal(size=(50, 3))
+    >>> model = LinearRegression().fit(X, X[:, 0] + X[:, 1])
+    >>> importance = block_importance(model, X, X[:, 0] + X[:, 1], ["telling", "telling", "noise"])
+    >>> bool(importance["mean"]["telling"] > 1), round(float(importance["mean"]["noise"]), 6)
+    (True, 0.0)
+    """
+    block_of_column = np.asarray(block_of_column)
+    if block_of_column.shape != (X.shape[1],):
+        raise ValueError(
+            f"block_of_column has shape {block_of_column.shape}, but X has {X.shape[1]} columns; "
+            "name the block of each"
+        )
+    scorer, random = check_scoring(model, scoring), check_random_state(random_state)
+    score = scorer(model, X, y)
+    losses = {}
+    for block in dict.fromkeys(block_of_column):
+        columns = np.flatnonzero(block_of_column == block)
+        losses[block] = [
+            score - scorer(model, _permuted(X, columns, random), y) for _ in range(n_repeats)
+        ]
+    table = pd.DataFrame(losses)
+    return pd.DataFrame({"mean": table.mean(), "std": table.std(ddof=0)})
+
+
+def _permuted(X: Any, columns: NDArray[np.intp], random: np.random.RandomState) -> Any:
+    """Return a copy of ``X`` with the rows of some columns in another order, the same for all of these."""
+    order, changed = random.permutation(len(X)), X.copy()
+    if isinstance(X, pd.DataFrame):
+        changed.iloc[:, columns] = X.iloc[order, columns].to_numpy()
+    else:
+        changed[:, columns] = X[np.ix_(order, columns)]
+    return changed

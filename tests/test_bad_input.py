@@ -11,6 +11,7 @@ from pymatgen.core import DummySpecies, Element, Lattice, Molecule, Species, Str
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*have NaN for features:UserWarning")
 LAYERS = ("element", "shell", 0, 1)
 
 
@@ -154,6 +155,21 @@ def test_bad_structure_leaves_nan_for_its_sites(sites, name):
     np.testing.assert_array_equal(rows[~of_bad], sites.fit_transform([rock_salt(), bcc()]))
     sites.transform([bad])
     assert message.replace("X[1]", "X[0]") in sites.errors_[0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_nan_are_not_silent(featurizer, sites):
+    crystals = [rock_salt(), ALLOY, None]
+    with pytest.warns(
+        UserWarning, match=r"2 of 3 structures .* NaN .*X\[1\].* is disordered"
+    ) as caught:
+        featurizer.transform(crystals)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="2 of 3 structures"):
+        sites.fit_transform(crystals)
+    featurizer.transform([rock_salt()])  # no warning
+    with pytest.raises(TypeError, match=r"X is a generator.* pass a list"):
+        featurizer.fit(structure for structure in crystals)
 
 
 def test_all_bad(featurizer, sites):

@@ -101,6 +101,29 @@ def test_duplicates_without_noise():
     assert np.isfinite(model.predict(X)).all()
 
 
+def test_similarity_is_the_kernel_of_the_predictions(telling_and_noise):
+    X, y = telling_and_noise
+    model = BlockKernelRidge((2, 40)).fit(X[:200], y[:200])
+    similarity = model.similarity(X)
+    assert similarity.shape == (300, 200)
+    np.testing.assert_allclose(np.diag(similarity), 1)
+    assert (similarity > 0).all()
+    assert (similarity < 1 + 1e-12).all()
+    np.testing.assert_allclose(
+        similarity @ model.dual_coef_[0] + y[:200].mean(), model.predict(X), atol=1e-10
+    )
+    # Near in the telling columns, not in those of noise.
+    nearest = similarity[200:].argmax(axis=1)
+    rms = np.sqrt(np.mean((X[200:] - X[nearest]) ** 2, axis=0))
+    assert rms[:2].max() < rms[2:].min()
+
+
+@pytest.mark.parametrize("y", [["soft", "stiff"] * 5, np.array([True, False] * 5)])
+def test_classes_are_refused(y):
+    with pytest.raises(ValueError, match=r"y holds classes.*SVC"):
+        BlockKernelRidge().fit(np.arange(10.0)[:, None], y)
+
+
 @pytest.mark.parametrize("sizes", [(2, 39), (0, 42), (-1, 43), [[2, 40]], ()])
 def test_sizes_that_do_not_fit(telling_and_noise, sizes):
     X, y = telling_and_noise

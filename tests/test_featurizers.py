@@ -11,6 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError, list_weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*have NaN for features:UserWarning")
 ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
 LAYERS = ("element", "shell", 0, 1)
 
@@ -116,6 +117,16 @@ def test_featurize_dataframe(crystals, frame):
     assert list(result.columns) == ["structure", "y", *crystals.feature_labels()]
     assert list(result.index) == list(frame.index)
     assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
+
+
+def test_site_features_of_a_frame_need_the_site(sites, frame):
+    with pytest.raises(
+        ValueError, match=r"a structure and the index of a site.*\['structure', 'site'\]"
+    ):
+        sites.featurize_dataframe(frame.copy(), "structure", pbar=False)
+    frame["site"] = [0, 1, 0]
+    result = sites.featurize_dataframe(frame, ["structure", "site"], pbar=False)
+    assert_close(result[sites.feature_labels()].iloc[1], sites.transform([perovskite()])[1])
 
 
 def test_on_error_holds_for_matminers_methods_too(crystals, frame):

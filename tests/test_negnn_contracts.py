@@ -84,6 +84,10 @@ def test_bad_site_targets(few_crystals):
     y = nearest_distances(X)
     with pytest.raises(ValueError, match=r"y\[1\] has shape .* sites"):
         quick_network(target="site").fit(X, [y[0], y[1][:-1], *y[2:]])
+    with pytest.raises(ValueError, match=r"y\[0\] is .* set target='crystal'"):
+        quick_network(target="site").fit(*few_crystals)
+    with pytest.raises(ValueError, match=r"different numbers of values.* set target='site'"):
+        quick_network().fit(X, y)
     with pytest.raises(ValueError, match="are NaN"):
         quick_network(target="site").fit(X, [np.full(len(s), np.nan) for s in X])
     with pytest.raises(ValueError, match=r"y\[0\] contains infinity"):

@@ -223,6 +223,11 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         if self._per_site:
             values = flatten_sites(y, dataset.graphs.n_sites)
         else:
+            if len({np.size(values) for values in y}) > 1:
+                raise ValueError(
+                    "y has different numbers of values for different crystals; give each the same targets, or set "
+                    "target='site' if these are values of its sites"
+                )
             values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         shape = values.shape[1:]
         values = values.reshape(len(values), -1)  # (n_rows, n_targets)
