@@ -112,7 +112,7 @@ def block_importance(
     scorer, random = check_scoring(model, scoring), check_random_state(random_state)
     score = scorer(model, X, y)
     losses = {}
-    for block in dict.fromkeys(block_of_column):
+    for block in dict.fromkeys(block_of_column.tolist()):
         columns = np.flatnonzero(block_of_column == block)
         losses[block] = [
             score - scorer(model, _permuted(X, columns, random), y) for _ in range(n_repeats)
