@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,52 +80,63 @@ def featurize(
     """Write one row of features for each structure file.
 
     Column 'file' names the source of a row. A file that cannot be read or featurized is reported
-    and left out, and the command then ends with status 1; the other rows are always written.
+    and left out, and the command then ends with status 1; the other rows are always written. If no row is left,
+    nothing is written.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise typer.BadParameter(f"{output} must end in .parquet or .csv", param_hint="--output")
     if not output.parent.is_dir():
         raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
-    files = _structure_files(paths)
+    files, skipped = _structure_files(paths)
+    read = f"of a folder only {', '.join(STRUCTURE_FILES)} are read; name other files themselves"
     if not files:
         raise typer.BadParameter(
-            f"no structure files ({', '.join(STRUCTURE_FILES)}) in "
-            + ", ".join(str(path) for path in paths),
+            f"no structure files in {', '.join(str(path) for path in paths)}: {read}",
             param_hint="PATHS",
         )
+    if skipped:
+        counts = Counter(file.suffix or file.name for file in skipped).most_common(5)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+        typer.echo(f"files skipped: {len(skipped)} ({kinds}); {read}", err=True)
 
     from ssl_matfeat.featurizers import SSLStructureFeaturizer
     from ssl_matfeat.weights import WeightsError
 
-    structures, errors = _read(files)
-    names = tuple(int(name) if name.isdecimal() else name for name in layers.split(","))
+    _check_device(device)
+    names = tuple(int(n) if n.isdecimal() else n for n in map(str.strip, layers.split(",")))
     featurizer = SSLStructureFeaturizer(
         weights,
-        "auto" if layers == "auto" else names,
+        "auto" if names == ("auto",) else names,
         device=device,
         on_error="nan",
         verbose=True,
     )
     featurizer.set_output(transform="pandas")
+    try:
+        featurizer.feature_labels()  # a wrong option is told before all files are read
+    except WeightsError as error:
+        raise typer.BadParameter(str(error), param_hint="--weights") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--layers") from error
+    structures, errors = _read(files)
     if structures:
-        try:
-            features = featurizer.fit_transform(list(structures.values()))
-        except WeightsError as error:
-            raise typer.BadParameter(str(error), param_hint="--weights") from error
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--layers") from error
+        features = featurizer.fit_transform(list(structures.values()))
         features.insert(0, "file", [str(file) for file in structures])
         errors |= {
             list(structures)[row]: text.replace(f"X[{row}] ", "")
             for row, text in featurizer.errors_.items()
         }
         features = features[~features["file"].isin([str(file) for file in errors])]
-        if output.suffix == ".parquet":
-            features.to_parquet(output, index=False)
-        else:
-            features.to_csv(output, index=False)
     for file, text in errors.items():
         typer.echo(f"{file}: {text}", err=True)
+    if len(errors) == len(files):
+        older = f"; {output} is an older file, left as it was" if output.exists() else ""
+        typer.echo(f"0 of {len(files)} structures can be used: nothing written{older}", err=True)
+        raise typer.Exit(1)
+    if output.suffix == ".parquet":
+        features.to_parquet(output, index=False)
+    else:
+        features.to_csv(output, index=False)
     typer.echo(f"{len(files) - len(errors)} of {len(files)} structures written to {output}")
     if errors:
         raise typer.Exit(1)
@@ -199,18 +211,32 @@ def list_weights() -> None:
         typer.echo(f"    {card['licence']}; {card['attribution']}")
 
 
-def _structure_files(paths: list[Path]) -> list[Path]:
+def _structure_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, and the others that are in the folders."""
     files: list[Path] = []
+    inside: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            files += sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file() and any(fnmatch(file.name.lower(), p) for p in STRUCTURE_FILES)
-            )
+            found = sorted(file for file in path.rglob("*") if file.is_file())
+            files += [f for f in found if any(fnmatch(f.name.lower(), p) for p in STRUCTURE_FILES)]
+            inside.update(found)
         else:
             files.append(path)
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files)), sorted(inside - set(files))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises depends on its build
+        reason, *_ = str(error).splitlines()
+        raise typer.BadParameter(
+            f"device={device!r} cannot be used ({reason}), torch sees {torch.cuda.device_count()} CUDA devices; "
+            "choose another, or 'cpu'",
+            param_hint="--device",
+        ) from error
 
 
 def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:
