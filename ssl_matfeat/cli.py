@@ -159,6 +159,9 @@ def pretrain(
     ] = "context",
     epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Held out to measure the losses, if no column split says it.")
+    ] = 0.02,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
@@ -178,6 +181,7 @@ def pretrain(
         task,
         max_epochs=epochs,
         max_sites=max_sites,
+        validation_fraction=validation_fraction,
         random_state=seed,
         device=device,
         precision=precision,
