@@ -150,7 +150,7 @@ def pretrain(
             help="A .parquet file with columns numbers, lattice and frac_coords.", exists=True
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.", dir_okay=False)],
     task: Annotated[
         str,
         typer.Option(
@@ -168,12 +168,24 @@ def pretrain(
     n_devices: Annotated[
         int, typer.Option(help="Processes, one for each GPU, that share the batches.")
     ] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output, once the training is done.")
+    ] = False,
 ) -> None:
     """Train weights on your own structures, without labels.
 
     A checkpoint beside the output is written after every epoch; after an interruption the same command goes on from
     it, and at the end removes it. The losses are plotted beside the output as well.
     """
+    checkpoint = output.with_suffix(".checkpoint")
+    if output.suffix != ".safetensors":
+        raise typer.BadParameter(f"{output} must end in .safetensors", param_hint="OUTPUT")
+    # A checkpoint there means that the training it belongs to was allowed to write the output.
+    if output.exists() and not (overwrite or checkpoint.exists()):
+        raise typer.BadParameter(
+            f"{output} exists; give another name, or --overwrite", param_hint="OUTPUT"
+        )
+
     from ssl_matfeat.inspection import plot_losses
     from ssl_matfeat.pretrain import SSLPretrainer
 
@@ -188,7 +200,6 @@ def pretrain(
         n_devices=n_devices,
         verbose=True,
     )
-    checkpoint = output.with_suffix(".checkpoint")
     try:
         pretrainer.fit(corpus, checkpoint=checkpoint)
     except (ImportError, ValueError) as error:

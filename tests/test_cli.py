@@ -4,13 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import write_parquet
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 import ssl_matfeat
-from ssl_matfeat import SSLStructureFeaturizer, list_weights
+from ssl_matfeat import SSLPretrainer, SSLStructureFeaturizer, list_weights
 from ssl_matfeat.cli import app
 from ssl_matfeat.demo import markdown_table, run_demo
+from ssl_matfeat.weights import load_weights
 
 SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -159,6 +161,42 @@ def test_unknown_weights_are_refused_by_name(folder, tmp_path):
     assert result.exit_code == 2
     assert "nonsense" in result.output
     assert "default" in result.output
+
+
+@pytest.fixture
+def corpus(small_crystals, tmp_path):
+    pytest.importorskip("matplotlib")
+    return write_parquet(small_crystals[0][:20], tmp_path / "corpus.parquet")
+
+
+def test_pretrain_replaces_weights_only_if_told_to(corpus, tmp_path):
+    output = tmp_path / "own.safetensors"
+    output.write_text("weights of before")
+    command = ["pretrain", corpus, output, "--task", "strain", "--epochs", 1]
+    refused = run(*command)
+    assert refused.exit_code == 2
+    assert "exists; give another name, or --overwrite" in unwrapped(refused.output)
+    assert output.read_text() == "weights of before"
+    done = run(*command, "--overwrite", "--validation-fraction", 0.25)
+    assert done.exit_code == 0, done.output
+    assert load_weights(output).card["training_data"]["n_validation"] == 5
+    assert {file.name for file in tmp_path.iterdir()} == {corpus.name, output.name, "own.png"}
+
+
+def test_pretrain_goes_on_from_its_checkpoint_though_the_output_is_there(corpus, tmp_path):
+    output = tmp_path / "own.safetensors"
+    SSLPretrainer("strain", max_epochs=1).fit(corpus, checkpoint=tmp_path / "own.checkpoint")
+    output.write_text("written in part, then interrupted")
+    result = run("pretrain", corpus, output, "--task", "strain", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    assert load_weights(output).card["task"] == {"strain": 1.0}
+
+
+def test_pretrain_refuses_an_output_of_another_kind_before_it_trains(corpus, tmp_path):
+    result = run("pretrain", corpus, tmp_path / "own.pt")
+    assert result.exit_code == 2
+    assert "must end in .safetensors" in unwrapped(result.output)
+    assert [file.name for file in tmp_path.iterdir()] == [corpus.name]
 
 
 def test_weights_list_names_every_one_with_its_attribution():
