@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,52 +80,63 @@ def featurize(
     """Write one row of features for each structure file.
 
     Column 'file' names the source of a row. A file that cannot be read or featurized is reported
-    and left out, and the command then ends with status 1; the other rows are always written.
+    and left out, and the command then ends with status 1; the other rows are always written. If no row is left,
+    nothing is written.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise typer.BadParameter(f"{output} must end in .parquet or .csv", param_hint="--output")
     if not output.parent.is_dir():
         raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
-    files = _structure_files(paths)
+    files, skipped = _structure_files(paths)
+    read = f"of a folder only {', '.join(STRUCTURE_FILES)} are read; name other files themselves"
     if not files:
         raise typer.BadParameter(
-            f"no structure files ({', '.join(STRUCTURE_FILES)}) in "
-            + ", ".join(str(path) for path in paths),
+            f"no structure files in {', '.join(str(path) for path in paths)}: {read}",
             param_hint="PATHS",
         )
+    if skipped:
+        counts = Counter(file.suffix or file.name for file in skipped).most_common(5)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+        typer.echo(f"files skipped: {len(skipped)} ({kinds}); {read}", err=True)
 
     from ssl_matfeat.featurizers import SSLStructureFeaturizer
     from ssl_matfeat.weights import WeightsError
 
-    structures, errors = _read(files)
-    names = tuple(int(name) if name.isdecimal() else name for name in layers.split(","))
+    _check_device(device)
+    names = tuple(int(n) if n.isdecimal() else n for n in map(str.strip, layers.split(",")))
     featurizer = SSLStructureFeaturizer(
         weights,
-        "auto" if layers == "auto" else names,
+        "auto" if names == ("auto",) else names,
         device=device,
         on_error="nan",
         verbose=True,
     )
     featurizer.set_output(transform="pandas")
+    try:
+        featurizer.feature_labels()  # a wrong option is told before all files are read
+    except WeightsError as error:
+        raise typer.BadParameter(str(error), param_hint="--weights") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--layers") from error
+    structures, errors = _read(files)
     if structures:
-        try:
-            features = featurizer.fit_transform(list(structures.values()))
-        except WeightsError as error:
-            raise typer.BadParameter(str(error), param_hint="--weights") from error
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--layers") from error
+        features = featurizer.fit_transform(list(structures.values()))
         features.insert(0, "file", [str(file) for file in structures])
         errors |= {
             list(structures)[row]: text.replace(f"X[{row}] ", "")
             for row, text in featurizer.errors_.items()
         }
         features = features[~features["file"].isin([str(file) for file in errors])]
-        if output.suffix == ".parquet":
-            features.to_parquet(output, index=False)
-        else:
-            features.to_csv(output, index=False)
     for file, text in errors.items():
         typer.echo(f"{file}: {text}", err=True)
+    if len(errors) == len(files):
+        older = f"; {output} is an older file, left as it was" if output.exists() else ""
+        typer.echo(f"0 of {len(files)} structures can be used: nothing written{older}", err=True)
+        raise typer.Exit(1)
+    if output.suffix == ".parquet":
+        features.to_parquet(output, index=False)
+    else:
+        features.to_csv(output, index=False)
     typer.echo(f"{len(files) - len(errors)} of {len(files)} structures written to {output}")
     if errors:
         raise typer.Exit(1)
@@ -138,7 +150,7 @@ def pretrain(
             help="A .parquet file with columns numbers, lattice and frac_coords.", exists=True
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.", dir_okay=False)],
     task: Annotated[
         str,
         typer.Option(
@@ -147,18 +159,33 @@ def pretrain(
     ] = "context",
     epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Held out to measure the losses, if no column split says it.")
+    ] = 0.02,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     n_devices: Annotated[
         int, typer.Option(help="Processes, one for each GPU, that share the batches.")
     ] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output, once the training is done.")
+    ] = False,
 ) -> None:
     """Train weights on your own structures, without labels.
 
     A checkpoint beside the output is written after every epoch; after an interruption the same command goes on from
     it, and at the end removes it. The losses are plotted beside the output as well.
     """
+    checkpoint = output.with_suffix(".checkpoint")
+    if output.suffix != ".safetensors":
+        raise typer.BadParameter(f"{output} must end in .safetensors", param_hint="OUTPUT")
+    # A checkpoint there means that the training it belongs to was allowed to write the output.
+    if output.exists() and not (overwrite or checkpoint.exists()):
+        raise typer.BadParameter(
+            f"{output} exists; give another name, or --overwrite", param_hint="OUTPUT"
+        )
+
     from ssl_matfeat.inspection import plot_losses
     from ssl_matfeat.pretrain import SSLPretrainer
 
@@ -166,13 +193,13 @@ def pretrain(
         task,
         max_epochs=epochs,
         max_sites=max_sites,
+        validation_fraction=validation_fraction,
         random_state=seed,
         device=device,
         precision=precision,
         n_devices=n_devices,
         verbose=True,
     )
-    checkpoint = output.with_suffix(".checkpoint")
     try:
         pretrainer.fit(corpus, checkpoint=checkpoint)
     except (ImportError, ValueError) as error:
@@ -199,18 +226,32 @@ def list_weights() -> None:
         typer.echo(f"    {card['licence']}; {card['attribution']}")
 
 
-def _structure_files(paths: list[Path]) -> list[Path]:
+def _structure_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, and the others that are in the folders."""
     files: list[Path] = []
+    inside: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            files += sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file() and any(fnmatch(file.name.lower(), p) for p in STRUCTURE_FILES)
-            )
+            found = sorted(file for file in path.rglob("*") if file.is_file())
+            files += [f for f in found if any(fnmatch(f.name.lower(), p) for p in STRUCTURE_FILES)]
+            inside.update(found)
         else:
             files.append(path)
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files)), sorted(inside - set(files))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises depends on its build
+        reason, *_ = str(error).splitlines()
+        raise typer.BadParameter(
+            f"device={device!r} cannot be used ({reason}), torch sees {torch.cuda.device_count()} CUDA devices; "
+            "choose another, or 'cpu'",
+            param_hint="--device",
+        ) from error
 
 
 def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +32,9 @@ from ssl_matfeat.weights._registry import build_encoder
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+FEWEST_TO_VALIDATE = 50
+"""Of fewer validation crystals, each is more than 2 % of what is measured."""
 
 
 class SSLPretrainer(BaseEstimator):
@@ -157,6 +161,11 @@ class SSLPretrainer(BaseEstimator):
             checkpoint is of other parameters or other structures.
         ImportError
             If ``device``, ``precision`` or ``n_devices`` need Lightning Fabric and it is not installed.
+
+        Warns
+        -----
+        UserWarning
+            If fewer than 50 crystals are left to validate on.
         """
         weights, encoder_name = self._check_tasks()
         self._check_numbers()
@@ -169,6 +178,13 @@ class SSLPretrainer(BaseEstimator):
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
                 f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}; "
                 "at least one of each is needed"
+            )
+        if len(held_out) < FEWEST_TO_VALIDATE:
+            warnings.warn(
+                f"only {len(held_out)} of {small.sum()} crystals (max_sites={self.max_sites}) are for validation, so "
+                f"its losses and metrics_ say little; for {FEWEST_TO_VALIDATE} or more, raise validation_fraction="
+                f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one",
+                stacklevel=2,
             )
         n_edges = int(graphs.n_edges[training].sum())
         if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
@@ -206,9 +222,7 @@ class SSLPretrainer(BaseEstimator):
             _shuffled(graphs, held_out, self.batch_size, "cpu"),
             self.random_state,
         )
-        seen = np.unique(
-            graphs.numbers[np.repeat(np.isin(np.arange(len(graphs)), training), graphs.n_sites)]
-        )
+        seen = np.unique(graphs.numbers[np.repeat(small & ~validating, graphs.n_sites)])
         card = {
             "name": None,
             "task": weights,
@@ -246,16 +260,9 @@ class SSLPretrainer(BaseEstimator):
         return tags
 
     def _check_numbers(self) -> None:
-        whole = {
-            "n_channels": 1,
-            "max_epochs": 1,
-            "batch_size": 1,
-            "max_sites": 1,
-            "random_state": 0,
-            "n_devices": 1,
-        }
-        for name, least in whole.items():
-            check_scalar(getattr(self, name), name, Integral, min_val=least)
+        for name in ("n_channels", "max_epochs", "batch_size", "max_sites", "n_devices"):
+            check_scalar(getattr(self, name), name, Integral, min_val=1)
+        check_scalar(self.random_state, "random_state", Integral, min_val=0)
         check_scalar(self.lr, "lr", Real, min_val=0, include_boundaries="neither")
         check_scalar(self.weight_decay, "weight_decay", Real, min_val=0)
         fraction = partial(check_scalar, target_type=Real, min_val=0, max_val=1)

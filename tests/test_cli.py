@@ -3,13 +3,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import write_parquet
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 import ssl_matfeat
-from ssl_matfeat import SSLStructureFeaturizer, list_weights
+from ssl_matfeat import SSLPretrainer, SSLStructureFeaturizer, list_weights
 from ssl_matfeat.cli import app
 from ssl_matfeat.demo import markdown_table, run_demo
+from ssl_matfeat.weights import load_weights
 
 SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -20,6 +23,11 @@ ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def unwrapped(output):
+    """Return the text of an error without the box that it is printed in."""
+    return " ".join(output.replace("│", " ").split())
 
 
 @pytest.fixture
@@ -80,6 +88,8 @@ def test_layers_are_chosen_by_name(folder, tmp_path):
     assert run("featurize", folder, "--layers", "cell,1", "--output", output).exit_code == 0
     names = SSLStructureFeaturizer(layers=("cell", 1)).feature_labels()
     assert list(pd.read_csv(output)) == ["file", *names]
+    assert run("featurize", folder, "--layers", " cell, 1", "--output", output).exit_code == 0
+    assert list(pd.read_csv(output)) == ["file", *names]
     refused = run("featurize", folder, "--layers", "cell,7", "--output", output)
     assert refused.exit_code == 2
     assert "no layer 7" in refused.output
@@ -91,13 +101,46 @@ def test_a_file_named_twice_gives_one_row(folder, tmp_path):
     assert len(pd.read_parquet(output)) == 2
 
 
-def test_nothing_is_written_when_nothing_can_be_read(tmp_path):
-    (tmp_path / "empty.cif").write_text("")
-    output = tmp_path / "features.csv"
-    result = run("featurize", tmp_path, "--output", output)
+@pytest.mark.parametrize("readable", [False, True])
+def test_nothing_is_written_when_nothing_can_be_used(readable, tmp_path):
+    bad, output = tmp_path / "bad.cif", tmp_path / "features.csv"
+    if readable:
+        ALLOY.to(bad)
+    else:
+        bad.write_text("")
+    result = run("featurize", bad, "--output", output)
     assert result.exit_code == 1
-    assert "0 of 1 structures" in result.output
+    assert "0 of 1 structures can be used: nothing written\n" in result.output
     assert not output.exists()
+    output.write_text("rows of before")
+    result = run("featurize", bad, "--output", output)
+    assert result.exit_code == 1
+    assert f"nothing written; {output} is an older file, left as it was" in result.output
+    assert output.read_text() == "rows of before"
+
+
+def test_skipped_files_of_a_folder_are_counted_unless_they_are_named(folder, tmp_path):
+    SALT.to(folder / "salt.json")
+    output = tmp_path / "features.csv"
+    result = run("featurize", folder, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "files skipped: 2 (1 .txt, 1 .json)" in result.output
+    assert "*.cif" in result.output
+    assert len(pd.read_csv(output)) == 2
+    result = run("featurize", folder, folder / "salt.json", "--output", output)
+    assert "files skipped: 1 (1 .txt)" in result.output
+    assert len(pd.read_csv(output)) == 3
+    (folder / "notes.txt").unlink()
+    result = run("featurize", folder, folder / "salt.json", "--output", output)
+    assert "files skipped" not in result.output
+
+
+@pytest.mark.parametrize("device", [f"cuda:{torch.cuda.device_count()}", "nonsense"])
+def test_a_device_that_is_missing_is_refused(device, folder, tmp_path):
+    result = run("featurize", folder, "-o", tmp_path / "f.csv", "--device", device)
+    assert result.exit_code == 2
+    assert "--device" in result.output
+    assert f"torch sees {torch.cuda.device_count()} CUDA devices" in unwrapped(result.output)
 
 
 @pytest.mark.parametrize("name", ["features.xlsx", "no/such/folder/features.csv"])
@@ -118,6 +161,42 @@ def test_unknown_weights_are_refused_by_name(folder, tmp_path):
     assert result.exit_code == 2
     assert "nonsense" in result.output
     assert "default" in result.output
+
+
+@pytest.fixture
+def corpus(small_crystals, tmp_path):
+    pytest.importorskip("matplotlib")
+    return write_parquet(small_crystals[0][:20], tmp_path / "corpus.parquet")
+
+
+def test_pretrain_replaces_weights_only_if_told_to(corpus, tmp_path):
+    output = tmp_path / "own.safetensors"
+    output.write_text("weights of before")
+    command = ["pretrain", corpus, output, "--task", "strain", "--epochs", 1]
+    refused = run(*command)
+    assert refused.exit_code == 2
+    assert "exists; give another name, or --overwrite" in unwrapped(refused.output)
+    assert output.read_text() == "weights of before"
+    done = run(*command, "--overwrite", "--validation-fraction", 0.25)
+    assert done.exit_code == 0, done.output
+    assert load_weights(output).card["training_data"]["n_validation"] == 5
+    assert {file.name for file in tmp_path.iterdir()} == {corpus.name, output.name, "own.png"}
+
+
+def test_pretrain_goes_on_from_its_checkpoint_though_the_output_is_there(corpus, tmp_path):
+    output = tmp_path / "own.safetensors"
+    SSLPretrainer("strain", max_epochs=1).fit(corpus, checkpoint=tmp_path / "own.checkpoint")
+    output.write_text("written in part, then interrupted")
+    result = run("pretrain", corpus, output, "--task", "strain", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    assert load_weights(output).card["task"] == {"strain": 1.0}
+
+
+def test_pretrain_refuses_an_output_of_another_kind_before_it_trains(corpus, tmp_path):
+    result = run("pretrain", corpus, tmp_path / "own.pt")
+    assert result.exit_code == 2
+    assert "must end in .safetensors" in unwrapped(result.output)
+    assert [file.name for file in tmp_path.iterdir()] == [corpus.name]
 
 
 def test_weights_list_names_every_one_with_its_attribution():

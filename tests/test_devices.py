@@ -88,7 +88,7 @@ def test_command_takes_task_and_precision(small_crystals, tmp_path):
     assert card["task"] == {"denoising": 1.0}
     assert card["parameters"]["precision"] == "bf16-mixed"
     assert not output.with_suffix(".checkpoint").exists()
-    refused = CliRunner().invoke(app, [*arguments, "--device", "cuda:97"])
+    refused = CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cuda:97"])
     assert refused.exit_code == 2
     assert "cuda:97" in refused.output
 

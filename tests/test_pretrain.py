@@ -1,5 +1,7 @@
 """Self-supervised training: it learns, goes on where it stopped, and does not leak its answers."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,6 +145,19 @@ def test_bad_structure_is_skipped_and_reported(small_crystals):
     assert "disordered" in pretrainer.errors_[20]
     training = pretrainer.weights_.card["training_data"]
     assert training["n_training"] + training["n_validation"] == 20
+
+
+def test_few_validation_crystals_are_warned_of(small_crystals):
+    X = small_crystals[0]
+    few, enough = (
+        SSLPretrainer("strain", n_channels=8, max_epochs=1, validation_fraction=fraction)
+        for fraction in (49 / 60, 50 / 60)
+    )
+    with pytest.warns(UserWarning, match=r"only 49 of 60 crystals .* raise validation_fraction"):
+        few.fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough.fit(X)
 
 
 def test_no_usable_structure_is_an_error(small_crystals):
