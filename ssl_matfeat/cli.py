@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
@@ -120,7 +121,10 @@ def featurize(
         raise typer.BadParameter(str(error), param_hint="--layers") from error
     structures, errors = _read(files)
     if structures:
-        features = featurizer.fit_transform(list(structures.values()))
+        with warnings.catch_warnings():
+            # Below each of these is told by its file.
+            warnings.filterwarnings("ignore", ".*have NaN for features", UserWarning)
+            features = featurizer.fit_transform(list(structures.values()))
         features.insert(0, "file", [str(file) for file in structures])
         errors |= {
             list(structures)[row]: text.replace(f"X[{row}] ", "")
