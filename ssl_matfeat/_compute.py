@@ -21,6 +21,18 @@ CHUNK = 256
 """Structures a piece of work: large enough to fill batches, small enough to bound memory and show progress."""
 
 
+def check_device(device: str) -> None:
+    """Raise a ValueError if torch cannot compute on ``device``."""
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises depends on its build
+        reason = str(error).split(".")[0].splitlines()[0]
+        raise ValueError(
+            f"device={device!r} cannot be used ({reason}), and torch sees {torch.cuda.device_count()} CUDA devices; "
+            "choose another, or 'cpu'"
+        ) from error
+
+
 def build_graphs(
     structures: Sequence[Any], first: int = 0, raise_errors: bool = True
 ) -> tuple[CrystalGraphs | None, NDArray[np.int64], dict[int, str]]:

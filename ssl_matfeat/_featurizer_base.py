@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Tags
 
 import ssl_matfeat
-from ssl_matfeat._compute import BatchFunction, compute_rows
+from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, list_weights, load_weights
@@ -138,6 +138,7 @@ class SSLFeaturizer(BaseFeaturizer):
 
     def _check_parameters(self) -> None:
         self._layers()
+        check_device(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         if self.on_error not in ("raise", "nan"):

@@ -65,7 +65,7 @@ def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tupl
 def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:
     """Return the names of the channels of one layer."""
     if isinstance(layer, int):
-        return tuple(f"NE{layer}[{i}]" for i in range(pretrained.encoder.n_channels))
+        return tuple(f"NE{layer}_{i}" for i in range(pretrained.encoder.n_channels))
     return {
         "element": ELEMENT_CHANNELS,
         "shell": SHELL_CHANNELS,

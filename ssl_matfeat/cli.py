@@ -100,10 +100,14 @@ def featurize(
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         typer.echo(f"files skipped: {len(skipped)} ({kinds}); {read}", err=True)
 
+    from ssl_matfeat._compute import check_device
     from ssl_matfeat.featurizers import SSLStructureFeaturizer
     from ssl_matfeat.weights import WeightsError
 
-    _check_device(device)
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
     names = tuple(int(n) if n.isdecimal() else n for n in map(str.strip, layers.split(",")))
     featurizer = SSLStructureFeaturizer(
         weights,
@@ -242,20 +246,6 @@ def _structure_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
         else:
             files.append(path)
     return list(dict.fromkeys(files)), sorted(inside - set(files))
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (AssertionError, RuntimeError) as error:  # what torch raises depends on its build
-        reason, *_ = str(error).splitlines()
-        raise typer.BadParameter(
-            f"device={device!r} cannot be used ({reason}), torch sees {torch.cuda.device_count()} CUDA devices; "
-            "choose another, or 'cpu'",
-            param_hint="--device",
-        ) from error
 
 
 def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:

@@ -67,7 +67,8 @@ class Inputs:
     ) -> None:
         self.pretrained = pretrained
         self.parts = _parse(node_features)
-        self.layers = _ssl_layers(layers, pretrained) if "ssl" in self.parts else ()
+        learned = _ssl_layers(layers, pretrained)
+        self.layers = learned if "ssl" in self.parts else ()
         wanted = {"raw": ("element", "shell"), "ssl": self.layers}
         self._blocks = [
             (part, SiteFeatures(pretrained, wanted[part], torch.float32))
@@ -155,6 +156,10 @@ class Dataset:
     def rows(self, crystals: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of the target that belong to the named crystals."""
         return self.graphs.sites_of(crystals) if self.per_site else crystals
+
+    def n_batches(self, crystals: NDArray[np.int64], max_edges: int) -> int:
+        """Return how many batches the named crystals fill, in this order."""
+        return sum(1 for _ in self.graphs.batches(max_edges, crystals))
 
     def batch(self, crystals: NDArray[np.int64], device: str) -> Example:
         """Return the named crystals, in this order, as tensors."""

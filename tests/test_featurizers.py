@@ -66,9 +66,9 @@ def test_crystals_are_pooled_sites(weight_files, sites):
 def test_labels_name_layer_channel_and_statistic(crystals, sites):
     labels = crystals.feature_labels()
     assert len(set(labels)) == len(labels)
-    for name in ("mean of Electronegativity", "std of bond length", "mean of NE0[0]"):
+    for name in ("mean of Electronegativity", "std of bond length", "mean of NE0_0"):
         assert name in labels
-    assert {"Electronegativity", "bond length", "NE1[15]"} <= set(sites.feature_labels())
+    assert {"Electronegativity", "bond length", "NE1_15"} <= set(sites.feature_labels())
 
 
 def test_featurize_one(crystals, sites):
@@ -117,6 +117,19 @@ def test_featurize_dataframe(crystals, frame):
     assert list(result.columns) == ["structure", "y", *crystals.feature_labels()]
     assert list(result.index) == list(frame.index)
     assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
+
+
+@pytest.mark.parametrize("weights", list_weights())
+def test_names_suit_libraries_of_boosted_trees(weights):
+    """LightGBM refuses the special characters of JSON, and XGBoost brackets."""
+    names = SSLStructureFeaturizer(weights).feature_labels()
+    assert not set("".join(names)) & set('[]<>{}":,')
+
+
+@pytest.mark.parametrize("featurizer", [SSLStructureFeaturizer, SSLAtomFeaturizer])
+def test_device_that_is_not_there(featurizer):
+    with pytest.raises(ValueError, match=r"device='gpu' cannot be used .* or 'cpu'"):
+        featurizer(device="gpu").fit([fcc()])
 
 
 def test_site_features_of_a_frame_need_the_site(sites, frame):

@@ -175,7 +175,7 @@ def blocks_of(columns):
     for column in columns:
         channel = column.split(" of ", 1)[-1]
         known = [block for block, names in raw.items() if channel in names]
-        learned = channel[2:].split("[")[0] if channel.startswith("NE") else "pretext"
+        learned = channel[2:].split("_")[0] if channel.startswith("NE") else "pretext"
         found.add(known[0] if known else learned)
     return found
 

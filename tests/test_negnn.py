@@ -1,5 +1,6 @@
 """NEGNN: it learns what its options say, and repeats itself."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from conftest import (
     QUICK_NETWORK,
     nearest_distances,
     quick_network,
+    rock_salt,
+    substitute,
 )
 from pymatgen.core import Structure
 from sklearn.base import clone
@@ -167,6 +170,30 @@ def test_sample_of_no_weight_is_as_good_as_absent(few_crystals, fitted_network):
     assert not np.array_equal(model.predict(X), fitted_network.predict(X))
 
 
+def test_sample_of_no_weight_is_not_counted_for_balance(few_crystals):
+    X = few_crystals[0]
+    classes = np.arange(len(X)) % 2
+    weight = np.where((np.arange(len(X)) < len(X) // 2) & (classes == 0), 0, 1)
+    model = NEGNNClassifier(**QUICK_NETWORK, class_weight="balanced")
+    weighted = clone(model).fit(X, classes, sample_weight=weight).predict_proba(X)
+    few = [x for x, w in zip(X, weight, strict=True) if w]
+    without = clone(model).fit(few, classes[weight > 0]).predict_proba(X)
+    np.testing.assert_allclose(weighted, without, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_crystal_counts_alike_in_any_cell(size):
+    """Twenty say 0 and one says 1, so that the least squares are at 1/21, be that one given as a large cell or not."""
+    salt = rock_salt().get_primitive_structure()
+    oxide = substitute(substitute(salt, 0, "Mg"), 1, "O")
+    X = [salt] * 20 + [salt * (size, size, size)] + [oxide] * 2
+    y = [0.0] * 20 + [1.0] + [5.0] * 2
+    model = quick_network(
+        node_features="onehot", max_epochs=200, lr=5e-3, loss="mse", weight_decay=0, batch_size=1800
+    ).fit(X, y)
+    assert model.predict([salt])[0] == pytest.approx(1 / 21, abs=0.03)
+
+
 def test_early_stopping_validates_on_what_is_known(few_crystals):
     X, y = few_crystals
     sites = [np.full(len(x), np.nan) for x in X]
@@ -199,6 +226,24 @@ def test_unseen_elements_are_warned_of(few_crystals):
     model = quick_network(node_features="ssl", weights="default").fit(X, y)
     with pytest.warns(UserWarning, match="never saw Ne"):
         model.predict([neon])
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_fit_that_fails_leaves_the_model_as_it_was(warm_start, few_crystals):
+    X, y = few_crystals
+    model = quick_network(warm_start=warm_start).fit(X, y)
+    before = model.predict(X)
+    model.set_params(lr=1e30)
+    with pytest.raises(ValueError, match="diverged"):
+        model.fit(X, 1000 * y + 1e4)
+    assert np.array_equal(model.predict(X), before)
+
+
+def test_what_was_fitted_decides_what_is_predicted(few_crystals, fitted_network):
+    X, y = few_crystals
+    model = copy.deepcopy(fitted_network).set_params(target="site")
+    assert np.array_equal(model.predict(X), fitted_network.predict(X))
+    assert model.score(X, y) == fitted_network.score(X, y)
 
 
 def test_diverging_training_says_so(few_crystals):

@@ -104,6 +104,8 @@ def test_bad_site_targets(few_crystals):
         ({"node_features": "ssl+ssl"}, "node_features"),
         ({"node_features": "magpie"}, "node_features"),
         ({"layers": (0, 7)}, "layers"),
+        ({"layers": (0, 7), "node_features": "raw"}, "layers"),
+        ({"device": "gpu"}, "device='gpu' cannot be used"),
         ({"layers": (0, "shell")}, "add 'raw'"),
     ],
 )

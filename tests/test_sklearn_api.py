@@ -144,7 +144,7 @@ def test_feature_names_follow_set_params(crystals, labelled):
     assert crystals.get_feature_names_out()[0] == "mass density"
     assert crystals.transform(labelled[0]).shape[1] == len(crystals.get_feature_names_out())
     crystals.set_params(layers=(0,), pooling=("min", "sum"))
-    assert list(crystals.get_feature_names_out()[:2]) == ["min of NE0[0]", "sum of NE0[0]"]
+    assert list(crystals.get_feature_names_out()[:2]) == ["min of NE0_0", "sum of NE0_0"]
     assert crystals.transform(labelled[0]).shape[1] == len(crystals.get_feature_names_out()) == 32
 
 
@@ -218,7 +218,7 @@ def test_feature_union(weight_files, labelled):
     union = FeatureUnion(parts).fit(labelled[0])
     separate = np.hstack([part.transform(labelled[0]) for _, part in parts])
     np.testing.assert_array_equal(union.transform(labelled[0]), separate)
-    assert union.get_feature_names_out()[0] == "cgcnn__mean of NE1[0]"
+    assert union.get_feature_names_out()[0] == "cgcnn__mean of NE1_0"
 
 
 def test_grid_search_over_layers_and_weights(model, weight_files, labelled):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
@@ -23,7 +24,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
-from ssl_matfeat._compute import CHUNK
+from ssl_matfeat._compute import CHUNK, check_device
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
@@ -101,12 +102,13 @@ class NEGNNBase(BaseEstimator):
     verbose: bool
     networks_: list[NodeEmbeddingNetwork]
     _shape: dict[str, Any]
+    _predicts_sites: bool
 
     @abstractmethod
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
-        """Check ``y``, put it into the data set, and return how many outputs the networks need.
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
+        """Check ``y`` and put it into the data set, with no weight for rows without a target.
 
-        Also unweighs rows without a target, and changes no learned attribute where a fit is continued.
+        Return how many outputs the networks need, and what was learned of ``y``, to be set when the fit is done.
         """
 
     @abstractmethod
@@ -141,6 +143,7 @@ class NEGNNBase(BaseEstimator):
             If a parameter or ``y`` is off.
         """
         self._validate_params()
+        check_device(self.device)
         structures = as_structure_list(X)
         check_consistent_length(structures, y)
         weight = _check_sample_weight(
@@ -151,15 +154,18 @@ class NEGNNBase(BaseEstimator):
         )
         if not weight.any():  # scikit-learn before 1.9 lets that pass
             raise ValueError("sample_weight must have at least one non-zero value")
-        kept = self.networks_ if self.warm_start and hasattr(self, "networks_") else []
+        pretrained = load_weights(self.weights)
+        inputs = Inputs(self.node_features, pretrained, self.layers)
+        # Copies, so that a fit that fails leaves the model as it was.
+        go_on = self.warm_start and hasattr(self, "networks_")
+        kept = copy.deepcopy(self.networks_) if go_on else []
         shape = {name: getattr(self, name, None) for name in _SHAPE_NETWORKS}
+        shape["layers"] = inputs.layers
         if kept and (changed := [name for name in shape if shape[name] != self._shape[name]]):
             raise ValueError(
                 f"warm_start=True goes on with networks that were fitted with "
                 f"{', '.join(f'{name}={self._shape[name]!r}' for name in changed)}; keep that, or set warm_start=False"
             )
-        pretrained = load_weights(self.weights)
-        inputs = Inputs(self.node_features, pretrained, self.layers)
         if self.fine_tune and not inputs.layers:
             raise ValueError(
                 f"fine_tune=True trains the encoder of 'ssl', but node_features={self.node_features!r} has no such "
@@ -169,7 +175,7 @@ class NEGNNBase(BaseEstimator):
             structures, inputs, self.batch_size, per_site=self._per_site
         )
         dataset.weight = weight[dataset.crystal_of_row]
-        n_outputs = self._fit_target(dataset, y, continued=bool(kept))
+        n_outputs, learned = self._fit_target(dataset, y, continued=bool(kept))
         weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
         dataset.weight /= dataset.weight[dataset.rows(weighted)].mean()
 
@@ -186,7 +192,9 @@ class NEGNNBase(BaseEstimator):
             networks.append(network)
             history += [{"member": member, **record} for record in records]
         self.inputs_, self.networks_, self.history_ = inputs, networks, history
-        self._shape = shape
+        self._shape, self._predicts_sites = shape, self._per_site
+        for name, value in learned.items():
+            setattr(self, name, value)
         self.loss_curve_ = [r["train_loss"] for r in history if r["member"] == 0]
         self.n_iter_ = len(self.loss_curve_)
         return self
@@ -235,9 +243,17 @@ class NEGNNBase(BaseEstimator):
         validation: NDArray[np.int64],
         seed: int,
     ) -> list[dict[str, Any]]:
+        # So that the mean over batches is that over rows: a batch is bounded by edges, and holds fewer large cells.
+        weight = dataset.weight.copy()
+        for part in (training, validation):
+            if len(part):
+                rows = dataset.rows(part)
+                weight[rows] *= dataset.n_batches(part, self.batch_size) / len(rows)
+        dataset = replace(dataset, weight=weight)
+
         def losses(example: Example, generator: torch.Generator) -> Losses:
             per_row = self._loss(network(example), example.target)  # (n_rows,)
-            return {"loss": (example.weight * per_row).mean()}
+            return {"loss": (example.weight * per_row).sum()}
 
         # In single precision a GPU needs no Fabric either.
         fabric = (
@@ -251,7 +267,7 @@ class NEGNNBase(BaseEstimator):
             losses,
             dataset.batches(training, self.batch_size, self.device),
             dataset.batches(validation, self.batch_size, self.device) if len(validation) else None,
-            n_batches=sum(1 for _ in dataset.graphs.batches(self.batch_size, training)),
+            n_batches=dataset.n_batches(training, self.batch_size),
             options=TrainingOptions(
                 max_epochs=self.max_epochs,
                 lr=self.lr,
@@ -276,7 +292,7 @@ class NEGNNBase(BaseEstimator):
         for first in range(0, len(structures), CHUNK):
             chunk = structures[first : first + CHUNK]
             dataset = Dataset.from_structures(
-                chunk, self.inputs_, self.batch_size, per_site=self._per_site, first=first
+                chunk, self.inputs_, self.batch_size, per_site=self._predicts_sites, first=first
             )
             everything = np.arange(len(chunk))
             with torch.inference_mode():

@@ -149,7 +149,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
         return np.asarray(y)[crystals]
 
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         classes, index = np.unique(labels, return_inverse=True)
@@ -157,15 +157,15 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
             raise ValueError(
                 f"NEGNNClassifier needs at least 2 classes in y, but there is only one: {classes[0]!r}"
             )
-        if not continued:
-            self.classes_ = classes
-        elif not np.array_equal(classes, self.classes_):
+        if continued and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"y has the classes {classes.tolist()}, but the fit that warm_start=True continues had "
                 f"{self.classes_.tolist()}; give the same classes or set warm_start=False"
             )
         dataset.target = index.astype(np.int64)
-        class_weight = compute_sample_weight(self.class_weight, labels)
+        # A sample of weight 0 is as good as absent, also where classes are counted.
+        counted = np.flatnonzero(dataset.weight) if self.class_weight == "balanced" else None
+        class_weight = compute_sample_weight(self.class_weight, labels, indices=counted)
         if (class_weight < 0).any():
             raise ValueError(f"class_weight must not be negative, got {self.class_weight!r}")
         dataset.weight = (dataset.weight * class_weight).astype(np.float32)
@@ -173,7 +173,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
             raise ValueError(
                 f"class_weight={self.class_weight!r} and sample_weight leave every crystal a weight of 0"
             )
-        return len(classes)
+        return len(classes), {"classes_": classes}
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="none")

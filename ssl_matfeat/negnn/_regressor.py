@@ -203,7 +203,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return the coefficient of determination R², over all known sites for ``target="site"``."""
         predicted = self.predict(X)
-        if not self._per_site:
+        if not self._predicts_sites:
             return r2_score(y, predicted, sample_weight=sample_weight)
         n_sites = [len(values) for values in predicted]
         actual = flatten_sites(y, n_sites)
@@ -219,7 +219,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     def _per_site(self) -> bool:
         return self.target == "site"
 
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> int:
+    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
         if self._per_site:
             values = flatten_sites(y, dataset.graphs.n_sites)
         else:
@@ -238,20 +238,19 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         if not weight.any():
             raise ValueError("sample_weight is 0 wherever y is known; one of these must count")
         if not continued:
-            self.y_mean_ = np.average(values[known], axis=0, weights=weight[known])
-            squares = (values[known] - self.y_mean_) ** 2
-            scale = np.sqrt(np.average(squares, axis=0, weights=weight[known]))
-            self.y_scale_ = np.where(scale > 0, scale, 1.0)
-            self.y_shape_ = shape
-        elif shape != self.y_shape_:
+            mean = np.average(values[known], axis=0, weights=weight[known])
+            squares = np.average((values[known] - mean) ** 2, axis=0, weights=weight[known])
+            scale = np.where(squares > 0, np.sqrt(squares), 1.0)
+        elif shape == self.y_shape_:
+            mean, scale = self.y_mean_, self.y_scale_
+        else:
             raise ValueError(
                 f"y has {shape or (1,)} targets, but the fit that warm_start=True continues had "
                 f"{self.y_shape_ or (1,)}; give the same targets or set warm_start=False"
             )
-        scaled = (values - self.y_mean_) / self.y_scale_
-        dataset.target = np.nan_to_num(scaled).astype(np.float32)
+        dataset.target = np.nan_to_num((values - mean) / scale).astype(np.float32)
         dataset.weight = weight.astype(np.float32)
-        return values.shape[1]
+        return values.shape[1], {"y_mean_": mean, "y_scale_": scale, "y_shape_": shape}
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return _LOSSES[self.loss](output, target, reduction="none").mean(dim=1)
@@ -259,7 +258,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     def _in_form(self, rows: NDArray[np.float64], n_sites: list[int]) -> Any:
         """Give rows, (n_rows, n_targets), the form of the ``y`` that `fit` got."""
         rows = rows.reshape(len(rows), *self.y_shape_)
-        return np.split(rows, np.cumsum(n_sites)[:-1]) if self._per_site else rows
+        return np.split(rows, np.cumsum(n_sites)[:-1]) if self._predicts_sites else rows
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
