@@ -1,9 +1,9 @@
 """Batch → raw channels of each site: element properties and smooth statistics of its shell; no network.
 
 Every statistic of a shell is a weighted mean over the edges of a site, ``<q> = Σ w q / Σ w`` with
-``w = exp(-(d - d_min) / width)``: the first shell counts fully, farther neighbours fade out smoothly, and little
-depends on where a neighbour list was cut. The width is 0.3 Å, and 1 Å for the ``wide`` channels, which see past the
-first shell: the gap between layers, for one.
+``w = exp(-(d - d_min) / width)``: the first shell counts fully, and farther neighbours fade out smoothly. The width is
+0.3 Å, so that little depends on where the list of neighbours was cut, and 1 Å for the ``wide`` channels, which see past
+the first shell (the gap between layers, for one) and jump where a neighbour enters or leaves the list.
 """
 
 from __future__ import annotations
