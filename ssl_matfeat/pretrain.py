@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -33,8 +34,7 @@ from ssl_matfeat.weights._registry import build_encoder
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-FEWEST_TO_VALIDATE = 50
-"""Of fewer validation crystals, each is more than 2 % of what is measured."""
+FEWEST_TO_VALIDATE = 50  # of fewer, each is more than 2 % of what is measured
 
 
 class SSLPretrainer(BaseEstimator):
@@ -158,7 +158,7 @@ class SSLPretrainer(BaseEstimator):
         ------
         ValueError
             If a parameter is off, the device is missing, no structure is left to train or to validate on, or the
-            checkpoint is of other parameters or other structures.
+            checkpoint is of other parameters or structures, or damaged.
         ImportError
             If ``device``, ``precision`` or ``n_devices`` need Lightning Fabric and it is not installed.
 
@@ -173,11 +173,11 @@ class SSLPretrainer(BaseEstimator):
         graphs, validating, self.errors_ = self._read(X)
         small = graphs.n_sites <= self.max_sites
         training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
-        if len(training) == 0 or len(held_out) == 0:
+        if graphs.n_sites[training].sum() < 2 or len(held_out) == 0:
             raise ValueError(
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
                 f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}; "
-                "at least one of each is needed"
+                "at least one of each is needed, and two sites to train on"
             )
         if len(held_out) < FEWEST_TO_VALIDATE:
             warnings.warn(
@@ -193,7 +193,10 @@ class SSLPretrainer(BaseEstimator):
                 f"are only {n_edges} edges for training; lower batch_size or n_devices"
             )
 
-        config = {"encoder": encoder_name, "n_channels": self.n_channels}
+        given = {key: value for key, value in self.get_params().items() if key != "tasks"}
+        # As Python's own numbers: numpy's would not go into a file.
+        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+        config = {"encoder": encoder_name, "n_channels": parameters["n_channels"]}
         with torch.random.fork_rng([]):  # the encoder is built on the CPU
             torch.manual_seed(self.random_state)
             pretext = Pretext(build_encoder(config), weights)
@@ -212,8 +215,8 @@ class SSLPretrainer(BaseEstimator):
                 verbose=self.verbose,
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
-            objective=f"tasks={weights}, structures={graphs.digest()}, max_sites={self.max_sites}, "
-            f"validation_fraction={self.validation_fraction}",
+            objective=f"tasks={weights}, structures={graphs.digest()}, batch_size={self.batch_size}, "
+            f"training={hashlib.sha256(training.data).hexdigest()[:12]}, precision={self.precision}",
         )
         self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
         self.metrics_ = evaluate(
@@ -230,12 +233,10 @@ class SSLPretrainer(BaseEstimator):
             "training_data": {
                 "n_training": len(training),
                 "n_validation": len(held_out),
-                "max_sites": self.max_sites,
+                "max_sites": parameters["max_sites"],
             },
             "config": config,
-            "parameters": {
-                key: value for key, value in self.get_params().items() if key != "tasks"
-            },
+            "parameters": parameters,
             "elements_seen": [Element.from_Z(int(z)).symbol for z in seen],
             "n_parameters": sum(p.numel() for p in pretext.encoder.parameters()),
             "versions": {
@@ -271,7 +272,8 @@ class SSLPretrainer(BaseEstimator):
             fraction(self.ema_decay, "ema_decay", include_boundaries="left")
 
     def _check_tasks(self) -> tuple[dict[str, float], str]:
-        weights = {self.tasks: 1.0} if isinstance(self.tasks, str) else dict(self.tasks)
+        tasks = {self.tasks: 1.0} if isinstance(self.tasks, str) else self.tasks
+        weights = {name: float(weight) for name, weight in tasks.items()}
         if not weights or any(name not in TASKS for name in weights):
             raise ValueError(f"tasks must be of {list(TASKS)}, got {self.tasks!r}")
         off = {name: weight for name, weight in weights.items() if not 0 < weight < np.inf}
@@ -279,9 +281,7 @@ class SSLPretrainer(BaseEstimator):
             raise ValueError(f"the weights of tasks must be positive and finite, got {off}")
         encoders = {TASKS[name][1] for name in weights}
         if len(encoders) > 1:
-            together = [
-                [n for n in TASKS if TASKS[n][1] == encoder] for encoder in sorted(encoders)
-            ]
+            together = [[n for n in TASKS if TASKS[n][1] == name] for name in sorted(encoders)]
             raise ValueError(
                 f"tasks={self.tasks!r} train different encoders; combine those of one encoder only: "
                 + " or ".join(map(str, together))

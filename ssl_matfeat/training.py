@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -220,7 +221,12 @@ class _Run:
 
     def resume(self, checkpoint: Path, identity: dict[str, Any]) -> None:
         """Go on from where `save` was called, by the same training."""
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{checkpoint} is damaged or no checkpoint; remove it to start anew"
+            ) from error
         changed = {
             name: (state["options"].get(name), now)
             for name, now in identity.items()
