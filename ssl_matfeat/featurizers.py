@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,7 +283,8 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def featurize(self, structure: Structure, idx: int) -> list[float]:
         """Return the features of site ``idx`` of one structure, as matminer wants them."""
         rows, _ = self._rows([structure], "raise", False)
-        return self._fill(rows, [structure])[0][idx].tolist()
+        sites = self._fill(rows, [structure])[0]
+        return sites[_site_number(idx, len(sites), "idx")].tolist()
 
     def featurize_many(
         self,
@@ -319,18 +321,19 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         values, errors = [], {}
         for entry, (structure, site) in enumerate(pairs):
             sites = sites_of[id(structure)]
-            if sites is not None and 0 <= site < len(sites):
-                values.append(sites[site].tolist())
-                continue
             if sites is None:
                 errors[entry] = error_of[id(structure)]
-            else:
-                errors[entry] = (
-                    f"IndexError: entry {entry}: site {site} of {len(sites)}, counted from 0"
-                )
+                values.append(blank)
+                continue
+            try:
+                number = _site_number(site, len(sites), f"entry {entry}")
+            except IndexError as error:
                 if not self._ignores(ignore_errors):
-                    raise IndexError(errors[entry].removeprefix("IndexError: "))
-            values.append(blank)
+                    raise
+                errors[entry] = f"IndexError: {error}"
+                values.append(blank)
+            else:
+                values.append(sites[number].tolist())
         return _with_errors(values, errors, return_errors)
 
     def _fill(
@@ -350,6 +353,13 @@ class SSLAtomFeaturizer(SSLFeaturizer):
 
     def _labels(self, layer: Layer, pretrained: Pretrained) -> list[str]:
         return list(channel_names(layer, pretrained))
+
+
+def _site_number(site: Any, n_sites: int, name: str) -> int:
+    """Check the index of a site, which may come from a column of floats."""
+    if not isinstance(site, Integral | float) or site not in range(n_sites):
+        raise IndexError(f"{name}: site {site} of {n_sites}, counted from 0")
+    return int(site)
 
 
 def _as_tuples(entries: Any) -> list[tuple[Any, ...]]:

@@ -117,6 +117,12 @@ def test_item_that_is_no_structure_is_named_by_its_row():
         ("lattice", [1.0, 2.0, 3.0], "row 1: lattice has 3 numbers, not 9"),
         ("frac_coords", [0.0, 0.0, 0.0], r"row 1: frac_coords has 3 numbers.*2 sites \(6"),
         ("numbers", [11, 0], "row 1: numbers holds 0, no atomic number from 1 to 118"),
+        ("numbers", [11.5, 17], "row 1: numbers holds 11.5, no atomic number"),
+        ("numbers", ["Na", "Cl"], r"row 1: numbers holds \['Na', 'Cl'\], which are no numbers"),
+        ("numbers", None, "row 1: numbers holds None, not a list of numbers"),
+        ("lattice", None, "row 1: lattice holds None"),
+        ("lattice", ["a"] * 9, "row 1: lattice holds .*, which are no numbers"),
+        ("frac_coords", np.nan, "row 1: frac_coords holds nan, not a list"),
     ],
 )
 def test_malformed_row_is_named(column, value, message):

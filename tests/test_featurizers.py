@@ -265,6 +265,20 @@ def test_a_site_that_is_not_there_loses_only_its_row(sites):
     assert "site -1 of 1" in rows[2][-1]
     with pytest.raises(IndexError, match="site 99 of 8"):
         sites.featurize_many(entries, pbar=False)
+    for site in (-1, 99, 1.5):
+        with pytest.raises(IndexError, match=f"idx: site {site} of 8"):
+            sites.featurize(rock_salt(), site)
+
+
+def test_sites_of_a_column_of_floats(sites):
+    """What pandas makes of integers beside a missing one."""
+    frame = pd.DataFrame({"structure": [rock_salt()] * 3, "site": [2, None, 3]})
+    result = sites.featurize_dataframe(
+        frame, ["structure", "site"], ignore_errors=True, return_errors=True, pbar=False
+    )
+    rows = result[sites.feature_labels()].to_numpy()
+    assert_close(rows[[0, 2]], sites.transform([rock_salt()])[[2, 3]])
+    assert np.isnan(rows[1]).all()
 
 
 @pytest.mark.parametrize("weights", list_weights())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -222,20 +222,32 @@ def _as_structure(item: object, name: str) -> Structure:
     return item
 
 
-def _from_arrays(
-    numbers: np.ndarray, lattice: np.ndarray, frac_coords: np.ndarray, *, name: str
-) -> Structure:
-    n_sites = len(numbers)
-    if len(lattice) != 9:
+def _from_arrays(numbers: Any, lattice: Any, frac_coords: Any, *, name: str) -> Structure:
+    given = {"numbers": numbers, "lattice": lattice, "frac_coords": frac_coords}
+    arrays = {column: _as_numbers(value, f"{name}: {column}") for column, value in given.items()}
+    n_sites = len(arrays["numbers"])
+    if len(arrays["lattice"]) != 9:
         raise ValueError(f"{name}: lattice has {len(lattice)} numbers, not 9 (row vectors in Å)")
-    if len(frac_coords) != 3 * n_sites:
+    if len(arrays["frac_coords"]) != 3 * n_sites:
         raise ValueError(
             f"{name}: frac_coords has {len(frac_coords)} numbers, not 3 for each of the "
             f"{n_sites} sites ({3 * n_sites}, flattened row by row)"
         )
-    for z in numbers:
-        if not 1 <= z <= MAX_Z:
-            raise ValueError(f"{name}: numbers holds {z}, no atomic number from 1 to {MAX_Z}")
+    for z in arrays["numbers"]:
+        if not (1 <= z <= MAX_Z and z == int(z)):
+            raise ValueError(f"{name}: numbers holds {z:g}, no atomic number from 1 to {MAX_Z}")
     return Structure(
-        np.reshape(lattice, (3, 3)), list(numbers), np.reshape(frac_coords, (n_sites, 3))
+        arrays["lattice"].reshape(3, 3),
+        arrays["numbers"].astype(int).tolist(),
+        arrays["frac_coords"].reshape(n_sites, 3),
     )
+
+
+def _as_numbers(value: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds {value!r}, which are no numbers: {error}") from error
+    if array.ndim != 1:
+        raise ValueError(f"{name} holds {value!r}, not a list of numbers; repair or drop the row")
+    return array
