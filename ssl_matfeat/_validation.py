@@ -18,6 +18,10 @@ MIN_VOLUME_PER_SITE = 0.1
 """A cell with less volume a site than this, in Å³, is taken for flat."""
 MAX_VOLUME_PER_SITE = 1e6
 """A cell with more, in Å³, is taken for a mistake too: memory and time of the neighbour search grow with the volume."""
+MAX_IMAGES = 10**6
+"""A cell with more images than this within `_REACH` is refused, since the neighbour search visits them all."""
+_REACH = 16.0
+"""How far away neighbours are looked for at most, in Å."""
 
 
 class StructureError(ValueError):
@@ -223,6 +227,13 @@ def _geometry_problem(crystal: Crystal) -> str | None:
         return (
             f"the cell has a volume of {volume:.3g} Å³ a site, more than {MAX_VOLUME_PER_SITE:g} Å³; "
             "shrink the empty space, or check the unit of the lattice (Å)"
+        )
+    heights = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)[list(crystal.pbc)]
+    n_images = np.prod(2 * np.ceil(_REACH / heights) + 1)
+    if n_images > MAX_IMAGES:
+        return (
+            f"the cell is so skewed that {n_images:.2g} of its images are within {_REACH:g} Å, more than "
+            f"{MAX_IMAGES:.0g}; reduce it with structure.get_reduced_structure()"
         )
     return None
 

@@ -23,6 +23,7 @@ def two(coords, a=3.0, **options):
     return Structure(Lattice.cubic(a), ["Fe", "O"], [[0, 0, 0], coords], **options)
 
 
+SKEWED = Lattice([[3, 0, 0], [30000, 3, 0], [0, 0, 3]])
 PARALLEL = Lattice([[3, 0, 0], [6, 0, 0], [0, 0, 3]])
 NOT_A_NUMBER = Lattice([[np.nan, 0, 0], [0, 3, 0], [0, 0, 3]])
 ALLOY = one({"Fe": 0.5, "Co": 0.5})
@@ -82,6 +83,11 @@ BAD = {
         Structure(PARALLEL, ["Fe"], [[0, 0, 0]]),
         StructureError,
         "X[1] (Fe): the cell has a volume of 0 Å³ a site, less than 0.1 Å³; check the lattice",
+    ),
+    "skewed": (
+        Structure(SKEWED, ["Fe"], [[0, 0, 0]]),
+        StructureError,
+        "X[1] (Fe): the cell is so skewed that 1.8e+07 of its images are within 16 Å, more than 1e+06; reduce it",
     ),
     "too close": (
         two([0.05, 0, 0]),
