@@ -1,8 +1,10 @@
-"""The training loop, without any crystal."""
+"""The training loop, without any crystal, and which checkpoints pretraining goes on from."""
 
 import pytest
 import torch
+from conftest import SMALL_PRETRAINING, write_parquet
 
+from ssl_matfeat import SSLPretrainer
 from ssl_matfeat.training import TrainingOptions, train
 
 
@@ -39,3 +41,44 @@ def test_training_resumes_with_dropout_bit_by_bit(patience, tmp_path):
     resumed, after = run(tmp_path / "parts")
     assert history == resumed
     assert torch.equal(predicted, after)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-4}, {"tasks": {"predictive": 2.0}}, {"batch_size": 1501}], ids=str
+)
+def test_checkpoint_of_another_training_is_refused(change, small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    options = {"tasks": "predictive", "max_epochs": 1, **SMALL_PRETRAINING}
+    SSLPretrainer(**options).fit(X, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="written by another training"):
+        SSLPretrainer(**(options | change)).fit(X, checkpoint=tmp_path / "checkpoint")
+
+
+def test_checkpoint_with_other_rows_for_validation_is_refused(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    split = ["validation", *["pretrain"] * 19]
+    path = write_parquet(X, tmp_path / "corpus.parquet", split=split)
+    pretrainer.fit(path, checkpoint=tmp_path / "checkpoint")
+    write_parquet(X, path, split=split[::-1])
+    with pytest.raises(ValueError, match="written by another training"):
+        pretrainer.fit(path, checkpoint=tmp_path / "checkpoint")
+
+
+def test_damaged_checkpoint(small_crystals, tmp_path):
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="checkpoint is damaged or no checkpoint; remove it"):
+        SSLPretrainer(max_epochs=1, **SMALL_PRETRAINING).fit(
+            small_crystals[0][:20], checkpoint=path
+        )
+
+
+def test_checkpoint_of_other_structures_is_refused(small_crystals, tmp_path):
+    X = small_crystals[0][:20]
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    pretrainer.fit(X, checkpoint=tmp_path / "checkpoint")
+    strained = [s.copy() for s in X]
+    strained[3].scale_lattice(1.001 * strained[3].volume)
+    with pytest.raises(ValueError, match="structures"):
+        pretrainer.fit(strained, checkpoint=tmp_path / "checkpoint")
