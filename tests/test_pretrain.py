@@ -288,10 +288,13 @@ def test_views_of_a_crystal_differ_and_know_each_other_best(small_crystals):
     assert similarity.diagonal().mean() > off.mean()
 
 
-def test_numbers_of_numpy_go_into_the_card(small_crystals, tmp_path):
+def test_numbers_of_numpy_go_into_checkpoint_and_card(small_crystals, tmp_path):
     options = SMALL_PRETRAINING | {"n_channels": np.int64(8), "lr": np.float32(1e-3)}
-    pretrainer = SSLPretrainer({"context": np.float32(1)}, max_epochs=np.int64(1), **options)
-    pretrainer.fit(small_crystals[0][:20]).save(tmp_path / "own.safetensors")
+    options |= {"max_epochs": np.int64(1), "random_state": np.int64(0)}
+    pretrainer = SSLPretrainer({"context": np.float32(1)}, **options)
+    for _ in range(2):  # the second reads the checkpoint of the first
+        pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
+    pretrainer.save(tmp_path / "own.safetensors")
     again = pickle.loads(pickle.dumps(pretrainer))
     featurizer = clone(SSLStructureFeaturizer(again.weights_, layers=(0,)))
     assert featurizer.fit_transform(small_crystals[0][:1]).shape == (1, 8)
