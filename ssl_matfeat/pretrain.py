@@ -177,7 +177,8 @@ class SSLPretrainer(BaseEstimator):
         fabric = make_fabric(*(parameters[name] for name in ("device", "precision", "n_devices")))
         graphs, validating, self.errors_ = self._read(X)
         small = graphs.n_sites <= self.max_sites
-        training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
+        roles = small * (1 + validating)  # 0: left out, 1: training, 2: validation
+        training, held_out = np.flatnonzero(roles == 1), np.flatnonzero(roles == 2)
         if graphs.n_sites[training].sum() < 2 or len(held_out) == 0:
             raise ValueError(
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
@@ -211,7 +212,7 @@ class SSLPretrainer(BaseEstimator):
             options=options,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             objective=f"tasks={weights}, structures={graphs.digest()}, batch_size={self.batch_size}, "
-            f"training={hashlib.sha256(training.data).hexdigest()[:12]}, precision={self.precision}",
+            f"rows={hashlib.sha256(roles.data).hexdigest()[:12]}, precision={self.precision}",
         )
         self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
         self.metrics_ = evaluate(
@@ -220,7 +221,7 @@ class SSLPretrainer(BaseEstimator):
             _shuffled(graphs, held_out, self.batch_size, "cpu"),
             options.random_state,
         )
-        seen = np.unique(graphs.numbers[np.repeat(small & ~validating, graphs.n_sites)])
+        seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
             "name": None,
             "task": weights,

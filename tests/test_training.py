@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL_PRETRAINING, write_parquet
+from conftest import SMALL_PRETRAINING, rock_salt, write_parquet
 
 from ssl_matfeat import SSLPretrainer
 from ssl_matfeat.training import TrainingOptions, train
@@ -63,6 +63,24 @@ def test_checkpoint_with_other_rows_for_validation_is_refused(small_crystals, tm
     write_parquet(X, path, split=split[::-1])
     with pytest.raises(ValueError, match="written by another training"):
         pretrainer.fit(path, checkpoint=tmp_path / "checkpoint")
+
+
+def test_checkpoint_with_larger_crystals_for_validation_is_refused(small_crystals, tmp_path):
+    X = [*small_crystals[0][:10], rock_salt() * (2, 2, 1)]
+    path = write_parquet(X, tmp_path / "a.parquet", split=[*["pretrain"] * 9, *["validation"] * 2])
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, max_sites=31, **SMALL_PRETRAINING)
+    pretrainer.fit(path, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="written by another training"):
+        pretrainer.set_params(max_sites=32).fit(path, checkpoint=tmp_path / "checkpoint")
+
+
+def test_checkpoint_of_another_precision_is_refused(small_crystals, tmp_path):
+    pytest.importorskip("lightning_fabric")
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
+    pretrainer.precision = "bf16-mixed"
+    with pytest.raises(ValueError, match=r"precision=32-true, now .* precision=bf16-mixed"):
+        pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
 
 
 def test_damaged_checkpoint(small_crystals, tmp_path):
