@@ -192,11 +192,11 @@ class SSLPretrainer(BaseEstimator):
                 f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one",
                 stacklevel=2,
             )
-        n_edges = int(graphs.n_edges[training].sum())
+        n_edges = int(np.minimum(graphs.n_edges[training], self.batch_size).sum())
         if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
             raise ValueError(
                 f"n_devices={self.n_devices} processes share batches of batch_size={self.batch_size} edges, but there "
-                f"are only {n_edges} edges for training; lower batch_size or n_devices"
+                f"are only {n_edges} for training (a crystal counts as a batch at most); lower batch_size or n_devices"
             )
 
         config = {"encoder": encoder_name, "n_channels": parameters["n_channels"]}

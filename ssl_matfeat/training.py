@@ -95,7 +95,7 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint is of another training, or a loss is not finite.
+        If the checkpoint is of another training, an epoch has no batch, or a loss is not finite.
     """
     identity = _identity(options, model, n_batches, objective)
     run = _Run(model, losses_of, n_batches, options, parameter_groups, fabric)
@@ -169,6 +169,10 @@ class _Run:
                 record.add(self._step(epoch, step, batch, own))
                 progress.update()
         trained = record.means()
+        if not trained:
+            raise ValueError(
+                f"epoch {epoch + 1} had no batch to learn from; train on more, in smaller batches or in fewer processes"
+            )
         if not all(map(math.isfinite, trained.values())):
             said = f"training diverged in epoch {epoch + 1}: {trained}"
             raise ValueError(f"{said}; lower lr={self.options.lr} or look for outliers")

@@ -288,6 +288,13 @@ def test_views_of_a_crystal_differ_and_know_each_other_best(small_crystals):
     assert similarity.diagonal().mean() > off.mean()
 
 
+def test_crystals_larger_than_a_batch_are_not_enough_for_two_processes(small_crystals):
+    pytest.importorskip("lightning_fabric")
+    pretrainer = SSLPretrainer("predictive", batch_size=10, n_devices=2, validation_fraction=0.5)
+    with pytest.raises(ValueError, match=r"only 10 for training .*; lower batch_size or n_devices"):
+        pretrainer.fit(small_crystals[0][:2])
+
+
 def test_numbers_of_numpy_go_into_checkpoint_and_card(small_crystals, tmp_path):
     options = SMALL_PRETRAINING | {"n_channels": np.int64(8), "lr": np.float32(1e-3)}
     options |= {"max_epochs": np.int64(1), "random_state": np.int64(0)}

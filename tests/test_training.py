@@ -43,6 +43,12 @@ def test_training_resumes_with_dropout_bit_by_bit(patience, tmp_path):
     assert torch.equal(predicted, after)
 
 
+def test_epoch_without_a_batch_is_an_error():
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="epoch 1 had no batch to learn from; train on more"):
+        train(model, lambda *_: {}, lambda _: iter([]), None, 1, TrainingOptions())
+
+
 @pytest.mark.parametrize(
     "change", [{"lr": 1e-4}, {"tasks": {"predictive": 2.0}}, {"batch_size": 1501}], ids=str
 )
