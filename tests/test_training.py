@@ -90,12 +90,16 @@ def test_checkpoint_of_another_precision_is_refused(small_crystals, tmp_path):
 
 
 def test_damaged_checkpoint(small_crystals, tmp_path):
-    path = tmp_path / "checkpoint"
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="checkpoint is damaged or no checkpoint; remove it"):
-        SSLPretrainer(max_epochs=1, **SMALL_PRETRAINING).fit(
-            small_crystals[0][:20], checkpoint=path
-        )
+    X, path = small_crystals[0][:20], tmp_path / "checkpoint"
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    whole = pretrainer.fit(X, checkpoint=path).weights_
+    written = path.read_bytes()
+    torch.save(whole.encoder.state_dict(), tmp_path / "other")
+    other = (tmp_path / "other").read_bytes()
+    for damaged in (b"", b"no checkpoint", written[:-10], written[:-1000], other):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint is damaged .*; remove it"):
+            pretrainer.fit(X, checkpoint=path)
 
 
 def test_checkpoint_of_other_structures_is_refused(small_crystals, tmp_path):
