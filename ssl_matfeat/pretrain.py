@@ -169,10 +169,16 @@ class SSLPretrainer(BaseEstimator):
         """
         weights, encoder_name = self._check_tasks()
         self._check_numbers()
-        fabric = make_fabric(self.device, self.precision, self.n_devices)
+        given = {key: value for key, value in self.get_params().items() if key != "tasks"}
+        # As Python's own numbers: torch's generators and checkpoints, and the JSON of the card, take no others.
+        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+        ours = ("max_epochs", "lr", "weight_decay", "ema_decay", "random_state", "verbose")
+        options = TrainingOptions(**{name: parameters[name] for name in ours})
+        fabric = make_fabric(*(parameters[name] for name in ("device", "precision", "n_devices")))
         graphs, validating, self.errors_ = self._read(X)
         small = graphs.n_sites <= self.max_sites
-        training, held_out = np.flatnonzero(small & ~validating), np.flatnonzero(small & validating)
+        roles = small * (1 + validating)  # 0: left out, 1: training, 2: validation
+        training, held_out = np.flatnonzero(roles == 1), np.flatnonzero(roles == 2)
         if graphs.n_sites[training].sum() < 2 or len(held_out) == 0:
             raise ValueError(
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
@@ -186,16 +192,13 @@ class SSLPretrainer(BaseEstimator):
                 f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one",
                 stacklevel=2,
             )
-        n_edges = int(graphs.n_edges[training].sum())
+        n_edges = int(np.minimum(graphs.n_edges[training], self.batch_size).sum())
         if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
             raise ValueError(
                 f"n_devices={self.n_devices} processes share batches of batch_size={self.batch_size} edges, but there "
-                f"are only {n_edges} edges for training; lower batch_size or n_devices"
+                f"are only {n_edges} for training (a crystal counts as a batch at most); lower batch_size or n_devices"
             )
 
-        given = {key: value for key, value in self.get_params().items() if key != "tasks"}
-        # As Python's own numbers: numpy's would not go into a file.
-        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
         config = {"encoder": encoder_name, "n_channels": parameters["n_channels"]}
         with torch.random.fork_rng([]):  # the encoder is built on the CPU
             torch.manual_seed(self.random_state)
@@ -206,26 +209,19 @@ class SSLPretrainer(BaseEstimator):
             training=training,
             held_out=held_out,
             batch_size=self.batch_size,
-            options=TrainingOptions(
-                max_epochs=self.max_epochs,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                ema_decay=self.ema_decay,
-                random_state=self.random_state,
-                verbose=self.verbose,
-            ),
+            options=options,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             objective=f"tasks={weights}, structures={graphs.digest()}, batch_size={self.batch_size}, "
-            f"training={hashlib.sha256(training.data).hexdigest()[:12]}, precision={self.precision}",
+            f"rows={hashlib.sha256(roles.data).hexdigest()[:12]}, precision={self.precision}",
         )
         self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
         self.metrics_ = evaluate(
             pretext,
             pretext.metrics,
             _shuffled(graphs, held_out, self.batch_size, "cpu"),
-            self.random_state,
+            options.random_state,
         )
-        seen = np.unique(graphs.numbers[np.repeat(small & ~validating, graphs.n_sites)])
+        seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
             "name": None,
             "task": weights,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -95,7 +95,7 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint is of another training, or a loss is not finite.
+        If the checkpoint is damaged or of another training, an epoch has no batch, or a loss is not finite.
     """
     identity = _identity(options, model, n_batches, objective)
     run = _Run(model, losses_of, n_batches, options, parameter_groups, fabric)
@@ -169,6 +169,10 @@ class _Run:
                 record.add(self._step(epoch, step, batch, own))
                 progress.update()
         trained = record.means()
+        if not trained:
+            raise ValueError(
+                f"epoch {epoch + 1} had no batch to learn from; train on more, in smaller batches or in fewer processes"
+            )
         if not all(map(math.isfinite, trained.values())):
             said = f"training diverged in epoch {epoch + 1}: {trained}"
             raise ValueError(f"{said}; lower lr={self.options.lr} or look for outliers")
@@ -221,16 +225,18 @@ class _Run:
 
     def resume(self, checkpoint: Path, identity: dict[str, Any]) -> None:
         """Go on from where `save` was called, by the same training."""
+        data = io.BytesIO(checkpoint.read_bytes())  # a file that cannot be read is not damaged
         try:
-            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            state = torch.load(data, weights_only=True, map_location="cpu")
+            written = dict(state["options"])
+        except Exception as error:  # of bytes that it did not write, torch raises all kinds
             raise ValueError(
                 f"{checkpoint} is damaged or no checkpoint; remove it to start anew"
             ) from error
         changed = {
-            name: (state["options"].get(name), now)
+            name: (written.get(name), now)
             for name, now in identity.items()
-            if state["options"].get(name) != now
+            if written.get(name) != now
         }
         if changed:
             said = "; ".join(f"{name}: {then}, now {now}" for name, (then, now) in changed.items())
