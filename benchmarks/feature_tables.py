@@ -17,7 +17,7 @@ from _published import PUBLISHED, SOURCES
 from _runner import FOLDS
 from _tasks import HOLDOUT, TASKS
 from numpy.typing import NDArray
-from tables import csv_table, number, with_spread
+from tables import csv_table, earlier, number, with_spread
 
 CHOSEN = "chosen"
 """For each fold the head that did best on inner folds of its training data."""
@@ -94,10 +94,18 @@ def coverage_table(reports: Reports) -> str:
     )
 
 
+def is_earlier(report: Report | None) -> str:
+    """Return the mark of a feature set that holds features of ours as they were before they changed."""
+    ours = {"raw", "default", "untrained", "site-default", "site-shell"}
+    changed = report is not None and ours & set(report["features"].split("+"))
+    return earlier(report["versions"]["ssl-matfeat"]) if report and changed else ""
+
+
 def error_cell(reports: Reports, task: str, name: str, head: str) -> str:
     """Return mean ± standard deviation over the folds; a star if fewer heads could be chosen than for the default."""
     report = reports.get((task, name))
     cell = with_spread(fold_maes(report, head), TASKS[task].unit)
+    cell = cell and cell + is_earlier(report)
     behind = set(finished_heads(reports.get((task, "default")))) - set(finished_heads(report))
     return f"{cell} \\*" if cell and head == CHOSEN and behind else cell
 
@@ -122,7 +130,8 @@ def differences_table(
 ) -> str:
     """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict.
 
-    `CHOSEN` is from the heads that both have been run with, and left out where that is one.
+    `CHOSEN` is from the heads that both have been run with, and left out where that is one. Features of different
+    versions are not compared.
     """
     rows = []
     for task in tasks:
@@ -132,7 +141,8 @@ def differences_table(
         for head in heads:
             ours, theirs = (fold_maes(report, head, common) for report in pair)
             alone = head == CHOSEN and len(common) == 1
-            if ours is None or theirs is None or alone:
+            unlike = is_earlier(pair[0]) != is_earlier(pair[1])
+            if ours is None or theirs is None or alone or unlike:
                 cells.append("")
             else:
                 cells.append(_verdict(ours - theirs, TASKS[task].unit))
@@ -183,7 +193,7 @@ def losses_table(reports: Reports) -> str:
             continue
         unit = reports[task, "default"]["unit"]
         others = {
-            f"``{name}``": maes.mean()
+            f"``{name}``{is_earlier(report)}": maes.mean()
             for (found, name), report in reports.items()
             if found == task
             and "default" not in name
@@ -211,7 +221,8 @@ def matbench_table(reports: Reports, task: str) -> str:
         columns = [fold_maes(report, head) for head in matbench.ALL_HEADS]
         columns.append(fold_maes(report, CHOSEN, matbench.ALL_HEADS))
         if any(column is not None for column in columns):
-            rows.append([name, *(with_spread(column, report["unit"]) for column in columns)])
+            cells = [with_spread(column, report["unit"]) for column in columns]
+            rows.append([name + is_earlier(report), *cells])
     for name, value in PUBLISHED[task].items():
         blank = [""] * len(matbench.ALL_HEADS)
         rows.append([f"published: {name}", *blank, number(value, TASKS[task].unit)])
@@ -243,8 +254,9 @@ def paper_table(
             with_spread(fold_maes(reports.get((task, name)), head, folds=split), TASKS[task].unit)
             for task, head, split in columns
         ]
+        marks = "".join({is_earlier(reports.get((task, name))) for task in tasks})
         if any(cells):
-            rows.append([name, *cells])
+            rows.append([name + marks, *cells])
     header = [f"{t}, {h}, {s[0] if len(s) == 1 else '5 folds'}" for t, h, s in columns]
     return csv_table(["features", *header], rows)
 
@@ -256,7 +268,8 @@ def learning_table(reports: Reports) -> str:
         curve = learning_curve(reports, task, name)
         if curve is not None:
             unit = reports[task, name]["unit"]
-            rows.append([task, name, *(with_spread(maes, unit) for maes in curve)])
+            mark = is_earlier(reports[task, name])
+            rows.append([task, name + mark, *(with_spread(maes, unit) for maes in curve)])
     return csv_table(["task", "features", *(f"{n} labels" for n in learning_curves.LABELS)], rows)
 
 

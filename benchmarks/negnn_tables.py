@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tables import csv_table, number, with_spread
+from tables import csv_table, earlier, number, with_spread
 
 ABLATION = ("onehot", "element", "ssl", "ssl-fine-tuned", "raw", "default")
 """Variants that differ in their node inputs alone; those of the default are ``"ssl+raw"``."""
@@ -35,14 +35,29 @@ def variant_maes(
     return np.array([maes[fold] for fold in folds]) if set(folds) <= set(maes) else None
 
 
+def variant_cell(
+    report: dict[str, Any] | None, variant: str, folds: Sequence[str], unit: str
+) -> str:
+    """Return mean ± standard deviation over the folds, with the mark of earlier versions, or nothing."""
+    maes = variant_maes(report, variant, folds)
+    if report is None or maes is None:
+        return ""
+    cells = [c for c in report["cells"] if c["variant"] == variant and c["labels"] is None]
+    return with_spread(maes, unit) + _marks(cells)
+
+
+def _marks(cells: Sequence[dict[str, Any]]) -> str:
+    return "".join({earlier(cell["version"]) for cell in cells} - {""})
+
+
 def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
     """Return mean ± standard deviation over the folds of every variant that has been through all of them."""
     rows = []
     for task, report in reports.items():
         for variant in dict.fromkeys(cell["variant"] for cell in report["cells"]):
-            maes = variant_maes(report, variant, folds)
-            if maes is not None:
-                rows.append([task, variant, with_spread(maes, report["unit"]), report["rows"]])
+            cell = variant_cell(report, variant, folds, report["unit"])
+            if cell:
+                rows.append([task, variant, cell, report["rows"]])
     return csv_table(["task", "variant", "MAE", "rows"], rows)
 
 
@@ -58,7 +73,9 @@ def calibration_table(reports: dict[str, dict[str, Any]]) -> str:
                 if c["variant"] == variant
             ]
             means = np.mean(measures, axis=0)
-            rows.append([task, variant, str(len(measures)), *(f"{mean:.2f}" for mean in means)])
+            mark = _marks([c for c in cells if c["variant"] == variant])
+            shown = [f"{mean:.2f}" for mean in means]
+            rows.append([task, variant + mark, str(len(measures)), *shown])
     header = ["task", "variant", "folds", "rank correlation with the error", "within 2 spreads"]
     return csv_table(header, rows)
 
@@ -75,8 +92,9 @@ def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
         for n_train, labels in sorted(counts.items()):
             row = [task, str(n_train) if labels else f"all {n_train}"]
             for variant in ABLATION:
-                maes = [c["mae"] for c in cells if (c["variant"], c["labels"]) == (variant, labels)]
-                row.append(with_spread(np.array(maes) if maes else None, report["unit"]))
+                found = [c for c in cells if (c["variant"], c["labels"]) == (variant, labels)]
+                maes = np.array([c["mae"] for c in found]) if found else None
+                row.append(with_spread(maes, report["unit"]) + _marks(found))
             rows.append(row)
     inputs = ["ssl+raw" if variant == "default" else variant for variant in ABLATION]
     return csv_table(["task", "labels", *inputs], rows)

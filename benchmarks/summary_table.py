@@ -10,8 +10,8 @@ from _published import PUBLISHED
 from _runner import FOLDS
 from _tasks import TASKS
 from feature_tables import CHOSEN, Reports, error_cell
-from negnn_tables import variant_maes
-from tables import csv_table, number, with_spread
+from negnn_tables import variant_cell
+from tables import csv_table, number
 
 FEATURES = {
     MAGPIE: "Magpie, density, symmetry, lattice",
@@ -29,7 +29,7 @@ def summary_table(reports: Reports, networks: dict[str, dict[str, Any]]) -> str:
         unit = TASKS[task].unit
         cells = [error_cell(reports, task, name, CHOSEN) for name in FEATURES]
         for name in NETWORKS:
-            cells.append(with_spread(variant_maes(networks.get(task), name, FOLDS), unit))
+            cells.append(variant_cell(networks.get(task), name, FOLDS, unit))
         if not any(cells):
             continue
         published = PUBLISHED.get(task, {})

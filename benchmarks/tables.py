@@ -11,6 +11,17 @@ def number(value: float, unit: str) -> str:
     return f"{value:.1f}" if unit in ("1/cm", "meV/atom") else f"{value:.4f}"
 
 
+CHANGED_IN = (0, 2)
+"""The version that last changed our features: since then neighbours fade out, and there are environments."""
+EARLIER = "†"
+"""Stands behind what was measured before that."""
+
+
+def earlier(version: str) -> str:
+    """Return the mark of numbers that stem from a version before the last change of our features."""
+    return EARLIER if tuple(map(int, version.split(".")[:2])) < CHANGED_IN else ""
+
+
 def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:
     """Return mean ± standard deviation, one number alone if it is one, or nothing."""
     if maes is None:

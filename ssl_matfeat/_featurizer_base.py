@@ -112,9 +112,9 @@ class SSLFeaturizer(BaseFeaturizer):
         """Return BibTeX of the package and the method, and of what the chosen layers and weights rest on."""
         layers, pretrained = set(self._layers()), self._pretrained()
         found = [_PACKAGE % ssl_matfeat.__version__, _METHOD]
-        if layers & set(RAW_BLOCKS) or pretrained.encoder.pretext_names:  # which read them as well
+        if layers & set(RAW_BLOCKS) or pretrained.encoder.named_layers:  # which read them as well
             found.append(_ELEMENT_PROPERTIES)
-        if layers & {"shell", "pretext"}:
+        if layers & {"shell", "pretext", "environment"}:
             found.append(_BOND_ORDER)
         if layers - set(RAW_BLOCKS) and pretrained.card["name"] in list_weights():
             found.append(_STRUCTURES)

@@ -36,7 +36,7 @@ class CGCNN(nn.Module):
         """Return the states after all layers, (n_sites, n_channels)."""
         gaussians = self.expand(batch.distance)  # (n_edges, n_gaussians)
         for convolve, norm in zip(self.convolutions, self.norms, strict=True):
-            x = convolve(norm(x), batch.edge_index, gaussians)
+            x = convolve(norm(x), batch.edge_index, gaussians, batch.weight)
         return x
 
 
@@ -55,7 +55,8 @@ class PaiNN(nn.Module):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the scalars after all layers, (n_sites, n_channels)."""
-        gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
+        seen = envelope(batch.distance) * batch.weight  # (n_edges,)
+        gaussians = self.expand(batch.distance) * seen[:, None]
         direction = batch.vector / batch.distance[:, None]  # (n_edges, 3)
         vectors: Tensor | None = None  # (n_sites, 3, n_channels) from the first message on
         for message, update in zip(self.messages, self.updates, strict=True):
@@ -120,7 +121,8 @@ class _PyGLayers(nn.Module, ABC):
     """Residual layers of PyG: x + silu(layer(norm(x))).
 
     The layers must not add loops of their own: to do so PyG first removes the loops that there are, and in a periodic
-    graph these are bonds between an atom and its own images.
+    graph these are bonds between an atom and its own images. Not all of them take weights of edges, so that they see a
+    list of neighbours that is cut sharply, and predictions jump where an atom enters or leaves it.
     """
 
     def __init__(self, n_channels: int, n_layers: int) -> None:
@@ -139,6 +141,7 @@ class _PyGLayers(nn.Module, ABC):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the states after all layers, (n_sites, n_channels)."""
+        batch = batch.cut_sharply()
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + F.silu(self.update(layer, norm(x), batch))
         return x
@@ -212,13 +215,15 @@ class MEGNet(nn.Module):
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the states after all layers, (n_sites, n_channels)."""
         neighbor, center = batch.edge_index
-        n_bonds = torch.bincount(center, minlength=len(x))[:, None]  # (n_sites, 1), at least 1
+        weight = batch.weight.to(x.dtype)[:, None]  # (n_edges, 1)
+        n_bonds = x.new_zeros(len(x), 1).index_add(0, center, weight)  # (n_sites, 1), at least 1
         bond = self.embed_edge(self.expand(batch.distance))  # (n_edges, n_channels)
         crystal = pool_mean(x, batch)  # (n_crystals, n_channels)
         for edges, sites, crystals in zip(self.edges, self.sites, self.crystals, strict=True):
             whole = crystal.index_select(0, batch.batch)  # (n_sites, n_channels)
             bond = bond + edges(torch.cat([x[center], x[neighbor], bond, whole[center]], 1))
-            around = torch.zeros_like(x).index_add(0, center, bond.to(x.dtype)) / n_bonds
+            heard = weight * bond.to(x.dtype)
+            around = torch.zeros_like(x).index_add(0, center, heard) / n_bonds
             x = x + sites(torch.cat([x, around, whole], 1))
             pooled = pool_mean(x, batch), pool_mean(around, batch)
             crystal = crystal + crystals(torch.cat([crystal, *pooled], 1))

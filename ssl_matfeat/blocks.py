@@ -31,7 +31,7 @@ Pooling = tuple[str, ...] | Literal["auto"]
 def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tuple[Layer, ...]:
     """Return ``layers`` as a tuple of names and ints.
 
-    ``"auto"`` is the raw blocks, ``"pretext"`` where the weights have it, and embeddings 0 and 1.
+    ``"auto"`` is the raw blocks, ``"pretext"`` and ``"environment"`` where the weights have them, embeddings 0 and 1.
 
     Raises
     ------
@@ -40,14 +40,14 @@ def resolve_layers(layers: Any, pretrained: Pretrained, with_cell: bool) -> tupl
     """
     raw: list[Layer] = [block for block in RAW_BLOCKS if with_cell or block != "cell"]
     learned: list[Layer] = list(range(pretrained.encoder.n_layers + 1))
-    has_pretext = bool(pretrained.encoder.pretext_names)
+    named = pretrained.encoder.named_layers
     if isinstance(layers, str) and layers == "auto":
-        return (*raw, *(["pretext"] if has_pretext else []), *learned[:2])
+        return (*raw, *named, *learned[:2])
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise ValueError(
             f"layers must be a tuple such as ('element', 0, 1), or 'auto', got {layers!r}"
         )
-    known = [*raw, *(["pretext"] if has_pretext else []), *learned]
+    known = [*raw, *named, *learned]
     chosen: list[Layer] = []
     for layer in layers:
         is_index = isinstance(layer, Integral) and not isinstance(layer, bool)
@@ -70,7 +70,7 @@ def channel_names(layer: Layer, pretrained: Pretrained) -> tuple[str, ...]:
         "element": ELEMENT_CHANNELS,
         "shell": SHELL_CHANNELS,
         "cell": CELL_CHANNELS,
-        "pretext": pretrained.encoder.pretext_names,
+        **pretrained.encoder.named_layers,
     }[layer]
 
 
@@ -126,11 +126,11 @@ class SiteFeatures:
         if "element" in self.layers:
             channels["element"] = element_channels(batch).to(self.dtype)
         if "shell" in self.layers:
-            channels["shell"] = shell_channels(batch).to(self.dtype)
-        if any(layer not in RAW_BLOCKS for layer in self.layers):
-            embeddings, pretext = self._on(batch).describe(batch)
-            channels["pretext"] = pretext
-            channels.update(enumerate(embeddings))
+            channels["shell"] = batch.once(shell_channels).to(self.dtype)
+        learned = [layer for layer in self.layers if layer not in RAW_BLOCKS]
+        if learned:
+            described = self._on(batch).describe(batch, learned)
+            channels.update(zip(learned, described, strict=True))
         return [channels[layer] for layer in self.layers]
 
     def _on(self, batch: CrystalBatch) -> Encoder:

@@ -1,9 +1,9 @@
 """Batch → raw channels of each site: element properties and smooth statistics of its shell; no network.
 
 Every statistic of a shell is a weighted mean over the edges of a site, ``<q> = Σ w q / Σ w`` with
-``w = exp(-(d - d_min) / width)``: the first shell counts fully, and farther neighbours fade out smoothly. The width is
-0.3 Å, so that little depends on where the list of neighbours was cut, and 1 Å for the ``wide`` channels, which see past
-the first shell (the gap between layers, for one) and jump where a neighbour enters or leaves the list.
+``w = f exp(-(d - d_min) / width)``: the first shell counts fully, and farther neighbours fade out smoothly, the sooner
+since f, the weight of the edge in the graph, falls to 0 at the end of the list of neighbours. The width is 0.3 Å, and
+1 Å for the ``wide`` channels, which see past the first shell (the gap between layers, for one).
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ class _Shell:
         self.nearest = d.new_full((self.n_sites,), math.inf).scatter_reduce(
             0, self.center, d, "amin"
         )
-        self.weight = torch.exp(
-            (self.nearest.index_select(0, self.center) - d) / width
-        )  # (n_edges,)
+        decay = torch.exp((self.nearest.index_select(0, self.center) - d) / width)
+        self.weight = batch.weight * decay  # (n_edges,)
         self.total = d.new_zeros(self.n_sites).index_add_(0, self.center, self.weight)  # (n_sites,)
 
     def mean(self, q: Tensor) -> Tensor:

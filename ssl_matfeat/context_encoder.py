@@ -7,16 +7,27 @@ that one pass gives, for every atom, a prediction from its surroundings alone (l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_matfeat.channels import GEOMETRIC_CHANNELS, geometric_channels, shell_weights
+from ssl_matfeat.channels import (
+    GEOMETRIC_CHANNELS,
+    SHELL_CHANNELS,
+    geometric_channels,
+    shell_channels,
+    shell_weights,
+)
 from ssl_matfeat.elements import PROPERTIES, property_table
 from ssl_matfeat.encoder import GaussianExpansion, envelope
-from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.environments import Environments
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
 from ssl_matfeat.pooling import pool_mean
 
 IMPLIED_PROPERTIES = (
@@ -32,6 +43,10 @@ IMPLIED_PROPERTIES = (
 N_CLASSES = 104
 """Atomic numbers, with 0 unused."""
 
+_ENVIRONMENT_SHARES = (1.0, 0.5)
+"""Of the element and of the shell in the likeness of environments, chosen on validation (benchmarks/LOG.md)."""
+_SITES_OF_ENVIRONMENTS = 30_000
+"""In so many sites prototypes are looked for."""
 _COORDINATION = GEOMETRIC_CHANNELS.index("soft coordination")
 
 
@@ -78,6 +93,8 @@ class ContextEncoder(nn.Module):
     ----------
     n_channels : int, default=64
         Width of every embedding.
+    n_environments : int, default=192
+        Number of prototypes of site environments.
     """
 
     n_layers = 2
@@ -102,9 +119,13 @@ class ContextEncoder(nn.Module):
     )
     n_crystal_channels = 3
 
-    def __init__(self, n_channels: int = 64) -> None:
+    def __init__(self, n_channels: int = 64, n_environments: int = 192) -> None:
         super().__init__()
         self.n_channels = n_channels
+        self.named_layers = {
+            "pretext": self.pretext_names,
+            "environment": tuple(f"environment_{i}" for i in range(n_environments)),
+        }
         table = torch.from_numpy(property_table()[1:]).float()
         scaled = torch.cat([torch.zeros(1, table.shape[1]), (table - table.mean(0)) / table.std(0)])
         # Stored with the weights: what was trained on one table must not run on a later matminer's.
@@ -134,6 +155,9 @@ class ContextEncoder(nn.Module):
         self.formula = _mlp(n, n, n)
         self.predict_formula_geometry = _mlp(2 * n, n, 2 * n_geometric)
         self.predict_formula_volume = _mlp(n, n, 2)
+        self.environments = Environments(
+            (n, len(SHELL_CHANNELS)), _ENVIRONMENT_SHARES, n_environments
+        )
 
     properties: Tensor
     implied: Tensor
@@ -146,8 +170,9 @@ class ContextEncoder(nn.Module):
         geometry = self.scale_geometry(geometry)
         weight, total = (w.to(dtype) for w in shell_weights(batch))
         batch = batch.to(batch.numbers.device, dtype)
-        atom = self.embed(self.properties[batch.numbers]) + self.identity(batch.numbers)
-        gaussians = self.expand(batch.distance) * envelope(batch.distance)[:, None]
+        atom = self._atom(batch)
+        seen = envelope(batch.distance) * batch.weight  # (n_edges,)
+        gaussians = self.expand(batch.distance) * seen[:, None]
 
         # Done once a site, and gathered after it.
         sender = self.first_message.sender(atom).index_select(0, neighbor)  # (n_edges, 2n)
@@ -188,8 +213,54 @@ class ContextEncoder(nn.Module):
             standard_geometry=geometry,
         )
 
-    def describe(self, batch: CrystalBatch) -> tuple[list[Tensor], Tensor]:
-        """Return the embeddings and the pretext channels, (n_sites, len(pretext_names)).
+    def describe(self, batch: CrystalBatch, layers: Collection[str | int]) -> list[Tensor]:
+        """Return the channels of the layers 0, 1, 2, ``"pretext"`` or ``"environment"``, (n_sites, n_channels) each."""
+        context = self(batch)
+        compute: dict[str | int, Callable[[], Tensor]] = {
+            "pretext": partial(self._pretext, context, batch),
+            "environment": partial(self._environment, batch),
+        }
+        return [
+            context.embeddings[layer] if isinstance(layer, int) else compute[layer]()
+            for layer in layers
+        ]
+
+    @torch.no_grad()
+    def learn_environments(
+        self, graphs: CrystalGraphs, crystals: NDArray[np.int64], random_state: int
+    ) -> None:
+        """Find the prototypes of environments among the sites of random ones of the named crystals."""
+        order = np.random.default_rng(random_state).permutation(crystals)
+        n_sites = np.cumsum(graphs.n_sites[order])
+        order = order[: np.searchsorted(n_sites, _SITES_OF_ENVIRONMENTS) + 1]
+        sites = [
+            self._surroundings(graphs.batch(some)).numpy() for some in graphs.batches(16384, order)
+        ]
+        self.environments.learn(np.concatenate(sites), random_state)
+
+    @torch.no_grad()
+    def prototypes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the atomic number and the shell channels of each prototype, (n_environments,) and (n, 27).
+
+        The number is that of the element whose embedding 0 is nearest.
+        """
+        found = self.environments.unscaled_prototypes()
+        embedded, shells = found.split([self.n_channels, len(SHELL_CHANNELS)], dim=1)
+        elements = (self.embed(self.properties) + self.identity.weight)[1:]  # (103, n)
+        return torch.cdist(embedded, elements).argmin(1).numpy() + 1, shells.double().numpy()
+
+    def _environment(self, batch: CrystalBatch) -> Tensor:
+        return self.environments(self._surroundings(batch)).to(self.properties.dtype)
+
+    def _surroundings(self, batch: CrystalBatch) -> Tensor:
+        """Return what the likeness of sites is told by, (n_sites, n_inputs): embedding 0 and the shell channels."""
+        return torch.cat([self._atom(batch).double(), batch.once(shell_channels).double()], dim=1)
+
+    def _atom(self, batch: CrystalBatch) -> Tensor:
+        return self.embed(self.properties[batch.numbers]) + self.identity(batch.numbers)
+
+    def _pretext(self, context: Context, batch: CrystalBatch) -> Tensor:
+        """Return the pretext channels, (n_sites, len(pretext_names)).
 
         With p the distribution over elements that the surroundings suggest: ``site log-likelihood`` log p(Z)
         and ``site entropy`` -Σ p log p, in nats; ``excess X`` of an element property, its own value minus Σ p
@@ -202,7 +273,6 @@ class ContextEncoder(nn.Module):
         predictions that know no more than the element and the formula: how this crystal differs from what its
         formula would usually be.
         """
-        context = self(batch)
         batch = batch.to(batch.numbers.device, self.properties.dtype)
         numbers = batch.numbers
         log_p = F.log_softmax(context.element_logits, dim=1)
@@ -218,7 +288,7 @@ class ContextEncoder(nn.Module):
 
         volume = log_volume_per_atom(batch)[:, None]
         by_formula = _strain(context.formula_volume, volume)  # (n_crystals, 3)
-        return context.embeddings, torch.cat(
+        return torch.cat(
             [
                 log_p.gather(1, numbers[:, None]),
                 -(p * log_p).sum(1, keepdim=True),

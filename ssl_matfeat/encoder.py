@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +55,18 @@ class FactoredCGConv(nn.Module):
         self.neighbor = nn.Linear(n_channels, 2 * n_channels, bias=False)
         self.edge = nn.Linear(n_edge_channels, 2 * n_channels, bias=False)
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> Tensor:
-        """Return the updated sites, (n_sites, n_channels)."""
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the updated sites, (n_sites, n_channels); messages are multiplied by ``weight``, (n_edges,)."""
         neighbor, center = edge_index
         z = self.edge(edge)  # (n_edges, 2 * n_channels)
         z += self.center(x).index_select(0, center)
         z += self.neighbor(x).index_select(0, neighbor)
         gate, core = z.chunk(2, dim=1)
         message = torch.sigmoid(gate) * F.softplus(core)  # (n_edges, n_channels)
+        if weight is not None:
+            message = message * weight[:, None]
         # Summed in double: the order of the edges would show in the last digits, and later layers magnify it.
         return x.double().index_add(0, center, message.double()).to(x.dtype)
 
@@ -70,7 +75,8 @@ class CGCNNEncoder(nn.Module):
     """The paper's encoder: element indicators → Linear; Gaussians → Linear; convolutions with batch norm.
 
     Kong et al., Mach. Learn.: Sci. Technol. 5, 035018 (2024). Embedding 0 is the bare atom, embedding l has
-    seen l shells. There is no ReLU after the last convolution.
+    seen l shells. There is no ReLU after the last convolution. As in the paper all neighbours count alike, so that
+    embeddings jump where an atom enters or leaves the list of neighbours.
 
     Parameters
     ----------
@@ -90,10 +96,10 @@ class CGCNNEncoder(nn.Module):
     """
 
     indicators: Tensor
-    pretext_names: tuple[str, ...] = ()
-    """The pretext channels that `describe` gives: none, in the paper."""
+    named_layers: Mapping[str, tuple[str, ...]] = {}
+    """Further layers that `describe` gives, and their channels: none, in the paper."""
     n_crystal_channels = 0
-    """How many of these, the last ones, are the same for all sites of a crystal."""
+    """How many of the pretext channels, the last ones, are the same for all sites of a crystal."""
 
     def __init__(self, n_channels: int = 64, n_layers: int = 5) -> None:
         super().__init__()
@@ -110,12 +116,16 @@ class CGCNNEncoder(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> list[Tensor]:
         """Return the embeddings of layers 0 to ``n_layers``, each (n_sites, n_channels)."""
+        batch = batch.cut_sharply()
         # Distances in double, where a batch has them: five layers magnify what their rounding does to Gaussians.
         gaussians = self.expand(batch.distance).to(self.indicators.dtype)
         return self.embed(batch, self.indicators[batch.numbers], gaussians)
 
     def embed(self, batch: CrystalBatch, node_input: Tensor, edge_input: Tensor) -> list[Tensor]:
-        """Do the same from given inputs, (n_sites, 92) and (n_edges, 41): pretext tasks hide parts of them."""
+        """Do the same from given inputs, (n_sites, 92) and (n_edges, 41): pretext tasks hide parts of them.
+
+        All edges of the batch count alike, so that it must have been cut sharply.
+        """
         x = self.embed_node(node_input)
         edge = self.embed_edge(edge_input)
         embeddings = [x]
@@ -127,7 +137,7 @@ class CGCNNEncoder(nn.Module):
             embeddings.append(x)
         return embeddings
 
-    def describe(self, batch: CrystalBatch) -> tuple[list[Tensor], Tensor]:
-        """Return the embeddings, and the pretext channels, of which this encoder has none."""
+    def describe(self, batch: CrystalBatch, layers: Collection[str | int]) -> list[Tensor]:
+        """Return the channels of the layers, (n_sites, n_channels) each."""
         embeddings = self(batch)
-        return embeddings, embeddings[0].new_empty(len(embeddings[0]), 0)
+        return [embeddings[int(layer)] for layer in layers]

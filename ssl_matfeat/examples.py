@@ -54,7 +54,8 @@ class Inputs:
     pretrained : Pretrained
         Where ``"ssl"`` comes from.
     layers : tuple of str and int, or None
-        Of ``"ssl"``: ``"pretext"`` and integers, as in the featurizers; None is all that the weights have.
+        Of ``"ssl"``: ``"pretext"`` and integers, as in the featurizers; None is all that the weights have, but for
+        ``"environment"``, which a network can make of the others.
 
     Raises
     ------
@@ -221,9 +222,9 @@ def _parse(node_features: str) -> tuple[str, ...]:
 
 def _ssl_layers(layers: tuple[Layer, ...] | None, pretrained: Pretrained) -> tuple[Layer, ...]:
     encoder = pretrained.encoder
-    learned = [*(["pretext"] if encoder.pretext_names else []), *range(encoder.n_layers + 1)]
+    learned = [*encoder.named_layers, *range(encoder.n_layers + 1)]
     if layers is None:
-        return tuple(learned)
+        return tuple(layer for layer in learned if layer != "environment")
     layers = resolve_layers(layers, pretrained, with_cell=False)
     raw = [layer for layer in layers if layer not in learned]
     if raw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
     from torch_geometric.data import Data
 
+FADE = 0.3
+"""Over this length, in Å, the weight of neighbours beyond the last full one falls from 1 to 0."""
 SHELL_TOLERANCE = 1e-3
-"""Neighbours whose distances differ by less than this, in Å, belong to one shell."""
+"""Neighbours whose distances differ by less than this, in Å, belong to one shell, where the list is cut sharply."""
 SPARSE_FACTOR = 2
 """How many cutoffs away a site without neighbours looks for its nearest shell."""
 
@@ -36,6 +38,8 @@ class Edges:
     """(n_edges, 3): from the centre to the neighbour's image, in Å."""
     cell_shift: NDArray[np.int16]
     """(n_edges, 3): the lattice translation of the neighbour's image."""
+    full_radius: NDArray[np.float64]
+    """(n_sites,) Å: neighbours up to here count fully, those up to `FADE` beyond less and less."""
 
 
 def find_edges(
@@ -43,17 +47,20 @@ def find_edges(
 ) -> Edges:
     """Find the neighbours of every site.
 
+    The ``n_neighbors`` nearest ones of a site count fully, and what lies beyond fades out within `FADE` of the last of
+    them. A list that is cut off, at a number or at a shell, makes whatever is computed from it jump when atoms move
+    by less than can be measured, and exactly ``n_neighbors`` would even pick some of several equal atoms by their
+    order. The distance of the last one changes smoothly, and so do the weights.
+
     Parameters
     ----------
     crystal : Crystal
         From `as_crystal`.
     cutoff : float, default=8.0
-        Largest distance of a neighbour, in Å. A site with none, as in a sparse or badly relaxed crystal, takes
-        its nearest shell instead, up to twice as far away.
+        Largest distance of a neighbour that counts fully, in Å. A site with none, as in a sparse or badly relaxed
+        crystal, takes its nearest one instead, up to twice as far away, and what fades out beyond.
     n_neighbors : int or None, default=12
-        Keep this many nearest neighbours of a site, and with them the whole shell that the last one belongs
-        to: exactly ``n_neighbors`` would pick some of several equal atoms by their order in the list. None
-        keeps all within ``cutoff``.
+        How many nearest neighbours of a site count fully. None is all within ``cutoff``.
     name : str
         How to call the structure in messages.
 
@@ -85,14 +92,17 @@ def find_edges(
         )
 
     order = np.lexsort((distance, center))
+    n_found = np.bincount(center, minlength=len(positions))
+    first = np.cumsum(n_found) - n_found
+    full_radius = np.full(len(positions), cutoff)
     if n_neighbors is not None:
-        n_found = np.bincount(center, minlength=len(positions))
-        first = np.cumsum(n_found) - n_found
-        last = first + np.minimum(n_found, n_neighbors) - 1
-        shell_end = distance[order[last]] + SHELL_TOLERANCE  # (n_sites,)
-        order = order[distance[order] <= shell_end[center[order]]]
+        enough = n_found >= n_neighbors
+        last = distance[order[first[enough] + n_neighbors - 1]]
+        full_radius[enough] = np.minimum(last, cutoff)
+    full_radius = np.maximum(full_radius, distance[order[first]])
+    order = order[distance[order] < full_radius[center[order]] + FADE]
     index = np.stack([neighbor[order], center[order]])
-    return Edges(index.astype(np.int32), vector[order], shift[order].astype(np.int16))
+    return Edges(index.astype(np.int32), vector[order], shift[order].astype(np.int16), full_radius)
 
 
 def _first_radius(crystal: Crystal, n_neighbors: int) -> float:
@@ -102,11 +112,10 @@ def _first_radius(crystal: Crystal, n_neighbors: int) -> float:
 
 
 def _within(crystal: Crystal, positions: NDArray[np.float64], radius: float) -> tuple[NDArray, ...]:
-    # The margin keeps a whole shell at the very end of the sphere together.
     center, neighbor, shift, _ = find_points_in_spheres(
         positions,
         positions,
-        radius + SHELL_TOLERANCE,
+        radius + FADE,
         np.array(crystal.pbc, dtype=np.int64),
         np.ascontiguousarray(crystal.lattice),
         1e-8,
@@ -121,15 +130,16 @@ def _within(crystal: Crystal, positions: NDArray[np.float64], radius: float) -> 
 def _with_sparse_sites(
     crystal: Crystal, positions: NDArray[np.float64], cutoff: float, name: str
 ) -> tuple[NDArray, ...]:
-    """Give sites with nothing within ``cutoff`` their nearest shell, up to SPARSE_FACTOR times farther away."""
+    """Give sites with nothing within ``cutoff`` their nearest neighbours, up to SPARSE_FACTOR times farther away."""
     found = _within(crystal, positions, SPARSE_FACTOR * cutoff)
     center, distance = found[0], found[-1]
     nearest = np.full(len(positions), np.inf)
     np.minimum.at(nearest, center, distance)
-    if np.isinf(nearest).any():
-        site = int(np.flatnonzero(np.isinf(nearest))[0])
+    lonely = nearest > SPARSE_FACTOR * cutoff
+    if lonely.any():
+        site = int(np.flatnonzero(lonely)[0])
         raise no_neighbor(crystal.describe(name), site, SPARSE_FACTOR * cutoff)
-    keep = distance <= np.maximum(cutoff, nearest[center]) + SHELL_TOLERANCE
+    keep = distance <= np.maximum(cutoff, nearest[center]) + FADE
     return tuple(array[keep] for array in found)
 
 
@@ -147,6 +157,8 @@ class CrystalBatch:
     """(n_edges,) Å."""
     cell_shift: Tensor
     """(n_edges, 3) int64, the lattice translation of the neighbour's image."""
+    full_radius: Tensor
+    """(n_sites,) Å, how far the neighbours of each site count fully."""
     batch: Tensor
     """(n_sites,) int64, the crystal of each site."""
     volume: Tensor
@@ -166,6 +178,23 @@ class CrystalBatch:
             self._computed[function] = function(self)
         return self._computed[function]
 
+    @property
+    def weight(self) -> Tensor:
+        """Return how much each edge counts, (n_edges,): 1, and at the end of the list of neighbours less, down to 0."""
+        return self.once(_edge_weights)
+
+    def cut_sharply(self) -> CrystalBatch:
+        """Return the full neighbours alone, each with the whole shell of the last one, for what knows no weights."""
+        _, center = self.edge_index
+        kept = self.distance <= self.full_radius[center] + SHELL_TOLERANCE
+        return replace(
+            self,
+            edge_index=self.edge_index[:, kept],
+            vector=self.vector[kept],
+            distance=self.distance[kept],
+            cell_shift=self.cell_shift[kept],
+        )
+
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to ``device`` and the floating ones to ``dtype``."""
         moved = {
@@ -174,6 +203,12 @@ class CrystalBatch:
             for value in [getattr(self, f.name)]
         }
         return CrystalBatch(**moved)
+
+
+def _edge_weights(batch: CrystalBatch) -> Tensor:
+    beyond = (batch.distance - batch.full_radius[batch.edge_index[1]]) / FADE  # (n_edges,)
+    x = 1 - beyond.clamp(0, 1)
+    return x * x * (3 - 2 * x)
 
 
 @dataclass
@@ -188,6 +223,8 @@ class CrystalGraphs:
     """(n_edges, 3) Å."""
     cell_shift: NDArray[np.int16]
     """(n_edges, 3)."""
+    full_radius: NDArray[np.float64]
+    """(n_sites,) Å."""
     lattice: NDArray[np.float64]
     """(n_crystals, 3, 3) Å."""
     site_start: NDArray[np.int64]
@@ -205,6 +242,7 @@ class CrystalGraphs:
             edge_index=np.concatenate([e.index for e in edges], axis=1),
             vector=np.concatenate([e.vector for e in edges], dtype=dtype, casting="same_kind"),
             cell_shift=np.concatenate([e.cell_shift for e in edges]),
+            full_radius=np.concatenate([e.full_radius for e in edges]),
             lattice=np.stack([c.lattice for c in crystals]),
             site_start=_starts([len(c.numbers) for c in crystals]),
             edge_start=_starts([len(e.vector) for e in edges]),
@@ -259,6 +297,7 @@ class CrystalGraphs:
             vector=vector,
             distance=vector.norm(dim=1),
             cell_shift=torch.from_numpy(self.cell_shift[edges].astype(np.int64)),
+            full_radius=torch.from_numpy(self.full_radius[sites]).to(vector.dtype),
             batch=torch.from_numpy(np.repeat(np.arange(len(crystals)), n_sites)),
             volume=torch.from_numpy(abs(np.linalg.det(self.lattice[crystals]))).to(vector.dtype),
         )
@@ -294,6 +333,7 @@ class CrystalGraphs:
             vector=one.vector,
             distance=one.distance,
             cell_shift=one.cell_shift,
+            full_radius=one.full_radius,
             lattice=torch.from_numpy(self.lattice[[crystal]]),  # a copy: the file may be read-only
             volume=one.volume,
         )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pymatgen.core import Element
 from sklearn.metrics import check_scoring
 from sklearn.utils import check_random_state
+
+from ssl_matfeat.channels import SHELL_CHANNELS
+from ssl_matfeat.context_encoder import ContextEncoder
+from ssl_matfeat.weights import Pretrained, load_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +53,43 @@ def plot_losses(history: Sequence[dict[str, Any]]) -> Figure:
         axes.set(title=name, xlabel="epoch", ylabel="loss (nats)")
         axes.legend()
     return figure
+
+
+def environment_prototypes(weights: str | Path | Pretrained = "default") -> pd.DataFrame:
+    """Say what the prototypes of the ``environment`` layer are like.
+
+    Parameters
+    ----------
+    weights : str, Path or Pretrained, default="default"
+        A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``, with that layer.
+
+    Returns
+    -------
+    DataFrame
+        One row a prototype, indexed by the name of its channel: ``element``, that whose NE0 is nearest, and its 27
+        shell channels, in the units of these.
+
+    Raises
+    ------
+    ValueError
+        If the weights have no such layer.
+
+    Examples
+    --------
+    >>> from ssl_matfeat.inspection import environment_prototypes
+    >>> prototypes = environment_prototypes()
+    >>> prototypes.shape
+    (192, 28)
+    """
+    pretrained = load_weights(weights)
+    encoder = pretrained.encoder
+    if not isinstance(encoder, ContextEncoder):
+        raise ValueError(f"weights={weights!r} have no layer 'environment'; take 'default'")
+    elements, shells = encoder.prototypes()
+    names = encoder.named_layers["environment"]
+    table = pd.DataFrame(shells, index=list(names), columns=list(SHELL_CHANNELS))
+    table.insert(0, "element", [Element.from_Z(int(z)).symbol for z in elements])
+    return table
 
 
 def block_importance(

@@ -61,11 +61,7 @@ class LearnedInputs(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return the channels, (n_sites, n_learned)."""
-        embeddings, pretext = self.encoder.describe(batch)
-        channels = [
-            pretext if layer == "pretext" else embeddings[int(layer)] for layer in self.layers
-        ]
-        return torch.cat(channels, dim=1)
+        return torch.cat(self.encoder.describe(batch, self.layers), dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """Keep the encoder in evaluation mode."""

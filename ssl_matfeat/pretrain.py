@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 import ssl_matfeat
 from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import StructureError, as_structure_list, crystal_from_arrays
+from ssl_matfeat.context_encoder import ContextEncoder
 from ssl_matfeat.devices import launch, make_fabric
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 from ssl_matfeat.pretext import TASKS, Pretext
@@ -221,6 +222,8 @@ class SSLPretrainer(BaseEstimator):
             _shuffled(graphs, held_out, self.batch_size, "cpu"),
             options.random_state,
         )
+        if isinstance(pretext.encoder, ContextEncoder):
+            pretext.encoder.learn_environments(graphs, training, options.random_state)
         seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
             "name": None,

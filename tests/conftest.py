@@ -155,6 +155,8 @@ def batch_of(
 def untrained(encoder: str, n_channels: int = 16) -> Pretrained:
     """Return an encoder as it is before training, but for normalisations, which fit some crystals."""
     config = {"encoder": encoder, "n_channels": n_channels}
+    if encoder == "context":
+        config["n_environments"] = 24
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_encoder(config)
@@ -163,6 +165,9 @@ def untrained(encoder: str, n_channels: int = 16) -> Pretrained:
             module.momentum = 1.0  # remember the last batch only
     with torch.no_grad():
         model.train()(batch_of(*CRYSTALS.values(), rattled_salt(), dtype=torch.float32))
+    if encoder == "context":
+        graphs = CrystalGraphs.from_structures([*CRYSTALS.values(), rattled_salt()])
+        model.learn_environments(graphs, np.arange(len(graphs)), random_state=0)
     card = {"name": None, "config": config, "elements_seen": SYMBOLS}
     return Pretrained(model.eval().requires_grad_(False), card, sha256="")
 

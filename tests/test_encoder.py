@@ -79,14 +79,15 @@ def test_shapes_of_embeddings(n_channels):
     batch = batch_of(perovskite(), fcc(), dtype=torch.float32)
     paper = CGCNNEncoder(n_channels, n_layers=5).eval()
     assert [tuple(x.shape) for x in paper(batch)] == [(6, n_channels)] * 6
-    embeddings, pretext = paper.describe(batch)
-    assert len(embeddings) == 6
-    assert pretext.shape == (6, 0)
-    context = ContextEncoder(n_channels).eval()
-    embeddings, pretext = context.describe(batch)
+    assert [tuple(x.shape) for x in paper.describe(batch, [5, 0])] == [(6, n_channels)] * 2
+    context = ContextEncoder(n_channels, n_environments=10).eval()
+    *embeddings, pretext = context.describe(batch, [0, 1, 2, "pretext"])
     assert [tuple(x.shape) for x in embeddings] == [(6, n_channels)] * 3
-    assert pretext.shape == (6, len(context.pretext_names))
+    assert pretext.shape == (6, len(context.named_layers["pretext"]))
     assert pretext.isfinite().all()
+    environment, one = context.describe(batch, ["environment", 1])
+    assert environment.shape == (6, 10)
+    assert torch.equal(one, embeddings[1])
 
 
 def test_there_is_a_relu_after_every_convolution_but_the_last():
@@ -116,7 +117,7 @@ def test_embed_with_hidden_atoms_does_not_see_their_elements():
 def test_layer_zero_is_the_element_alone(encoder):
     crystals = [rock_salt(), rattled_salt(), rock_salt(6.2)]
     batch = batch_of(*crystals)
-    layers, _ = encoder.describe(batch)
+    layers = encoder.describe(batch, [0, 1])
     for z in (11, 17):
         same = batch.numbers == z
         assert change(layers[0][same], layers[0][same][:1]).max() < 1e-12
@@ -133,10 +134,13 @@ def test_layer_zero_is_the_element_alone(encoder):
 )
 def test_layer_l_sees_exactly_l_shells(encoder, damage):
     before, after = batch_of(rattled_salt()), batch_of(damage(rattled_salt(), 20))
+    if isinstance(encoder, CGCNNEncoder):
+        before, after = before.cut_sharply(), after.cut_sharply()
     assert torch.equal(before.edge_index, after.edge_index)
     away = graph_distances(before, 20)
     assert {away[i] for i in range(64)} == {0, 1, 2, 3}
-    pairs = zip(encoder.describe(before)[0], encoder.describe(after)[0], strict=True)
+    layers = range(encoder.n_layers + 1)
+    pairs = zip(encoder.describe(before, layers), encoder.describe(after, layers), strict=True)
     for layer, (a, b) in enumerate(pairs):
         changed = change(a, b)
         moved = torch.equal(before.numbers, after.numbers)

@@ -25,7 +25,7 @@ from torch_geometric.nn import CGConv
 
 from ssl_matfeat import StructureError
 from ssl_matfeat._validation import as_crystal
-from ssl_matfeat.graph import SHELL_TOLERANCE, CrystalGraphs, find_edges
+from ssl_matfeat.graph import FADE, SHELL_TOLERANCE, CrystalGraphs, find_edges
 
 
 def edges_of(structure, cutoff=8.0, n_neighbors=12):
@@ -39,6 +39,12 @@ def lengths(edges):
 def by_site(edges, site):
     """Return the distances from one site, in ascending order."""
     return lengths(edges)[edges.index[1] == site]
+
+
+def full_shells(edges, site):
+    """Return those of the neighbours that count fully, and of the whole shell of the last one."""
+    distances = by_site(edges, site)
+    return distances[distances <= edges.full_radius[site] + SHELL_TOLERANCE]
 
 
 def brute_force(structure, reach=4):
@@ -70,7 +76,7 @@ def test_shells_of_simple_crystals(structure, n_neighbors, expected):
     edges = edges_of(structure, n_neighbors=n_neighbors)
     shells = np.repeat(list(expected), list(expected.values()))
     for site in range(len(structure)):
-        np.testing.assert_allclose(by_site(edges, site), shells, rtol=1e-12)
+        np.testing.assert_allclose(full_shells(edges, site), shells, rtol=1e-12)
 
 
 def test_whole_last_shell_of_perovskite():
@@ -85,8 +91,39 @@ def test_nearest_neighbors_against_brute_force(name, n_neighbors):
     structure = CRYSTALS[name]
     edges = edges_of(structure, n_neighbors=n_neighbors)
     for site, distances in enumerate(brute_force(structure)):
-        expected = distances[distances <= distances[n_neighbors - 1] + SHELL_TOLERANCE]
-        np.testing.assert_allclose(by_site(edges, site), expected, atol=1e-9)
+        last = distances[n_neighbors - 1]
+        assert edges.full_radius[site] == pytest.approx(last, abs=1e-9)
+        np.testing.assert_allclose(
+            by_site(edges, site), distances[distances < last + FADE], atol=1e-9
+        )
+        np.testing.assert_allclose(
+            full_shells(edges, site), distances[distances <= last + SHELL_TOLERANCE], atol=1e-9
+        )
+
+
+def test_weights_fade_out_beyond_the_last_full_neighbor():
+    batch = batch_of(rattled_salt(), n_neighbors=12)
+    _, center = batch.edge_index
+    for site in range(len(batch.numbers)):
+        distance, weight = batch.distance[center == site], batch.weight[center == site]
+        assert (weight[:12] == 1).all()
+        assert (weight.diff() <= 0).all()
+        x = (distance[11] + FADE - distance[12:]) / FADE
+        torch.testing.assert_close(weight[12:], 3 * x**2 - 2 * x**3)
+    assert ((batch.weight > 0.2) & (batch.weight < 0.8)).sum() > 20
+
+
+def test_list_cut_sharply_holds_whole_shells_and_nothing_else():
+    batch = batch_of(rattled_salt(), perovskite(), simple_cubic(7.0))
+    sharp = batch.cut_sharply()
+    n_edges = torch.bincount(sharp.edge_index[1])
+    assert n_edges[:64].min() == 12
+    assert n_edges[:64].max() == 13  # two that are equally far, to 0.001 Å
+    assert n_edges[64:].tolist() == [12, 14, 14, 14, 14, 6]
+    assert len(sharp.distance) < len(batch.distance)
+    torch.testing.assert_close(sharp.vector.norm(dim=1), sharp.distance)
+    again = sharp.cut_sharply()
+    assert all(torch.equal(getattr(again, key), value) for key, value in asdict(sharp).items())
 
 
 @pytest.mark.parametrize("cutoff", [3.0, 6.3])
@@ -111,6 +148,7 @@ def test_radius_against_pymatgen(real_crystals, cutoff):
         keys = zip(center, neighbor, *edges.cell_shift.T, strict=True)
         margin = lengths(edges)[[key not in expected for key in keys]]
         assert np.all(margin >= cutoff - 1e-8)
+        assert np.all(margin < cutoff + FADE)
 
 
 @pytest.mark.parametrize("name", CRYSTALS)
@@ -145,12 +183,15 @@ def test_edges_within_a_radius_come_in_pairs():
 
 def test_no_more_than_the_cutoff_in_a_sparse_crystal():
     np.testing.assert_allclose(lengths(edges_of(simple_cubic(7.0))), [7.0] * 6)
+    beyond = batch_of(simple_cubic(7.0, "Po"), cutoff=6.9)
+    assert (beyond.weight == 1).all()  # of a lonely site the nearest ones count fully
 
 
 def test_lonely_site_takes_its_nearest_shell():
     np.testing.assert_allclose(lengths(edges_of(simple_cubic(10.0))), [10.0] * 6)
     np.testing.assert_allclose(lengths(edges_of(simple_cubic(15.9))), [15.9] * 6)
     np.testing.assert_allclose(lengths(edges_of(simple_cubic(3.0), cutoff=2.0)), [3.0] * 6)
+    assert (batch_of(simple_cubic(10.0)).weight == 1).all()
 
 
 def test_lonely_site_leaves_the_others_as_they_are():
@@ -274,7 +315,7 @@ def test_pyg_data_batches_and_convolves(graphs):
     order = [4, 13, 2]
     joined = Batch.from_data_list([graphs.data(i) for i in order])
     ours = graphs.batch(order)
-    for name in ("numbers", "edge_index", "vector", "cell_shift", "batch", "volume"):
+    for name in ("numbers", "edge_index", "vector", "cell_shift", "full_radius", "batch", "volume"):
         assert torch.equal(getattr(joined, name), getattr(ours, name)), name
     torch.manual_seed(0)
     convolution = CGConv(8, dim=1).double()

@@ -15,6 +15,7 @@ ORDER = [
     "channels",
     "pooling",
     "encoder",
+    "environments",
     "context_encoder",
     "_compute",
     "weights",

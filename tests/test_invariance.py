@@ -3,11 +3,16 @@
 Every check is a function that also has negative controls, for which it must fail.
 """
 
+import re
+
 import numpy as np
 import pytest
 from conftest import (
     CRYSTALS,
     TRANSFORMATIONS,
+    batch_of,
+    bcc,
+    fcc,
     other_images,
     permuted,
     rock_salt,
@@ -17,7 +22,7 @@ from conftest import (
     supercell,
     translated,
 )
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat._validation import as_crystal
@@ -35,8 +40,7 @@ FLOOR = 1e-3
 
 def all_layers(weights):
     encoder = load_weights(weights).encoder
-    pretext = ("pretext",) if encoder.pretext_names else ()
-    return ("element", "shell", *pretext, *range(encoder.n_layers + 1))
+    return ("element", "shell", *encoder.named_layers, *range(encoder.n_layers + 1))
 
 
 class Features:
@@ -175,8 +179,10 @@ def blocks_of(columns):
     for column in columns:
         channel = column.split(" of ", 1)[-1]
         known = [block for block, names in raw.items() if channel in names]
-        learned = channel[2:].split("_")[0] if channel.startswith("NE") else "pretext"
-        found.add(known[0] if known else learned)
+        learned = re.match(r"NE(\d)|(environment)_", channel)
+        found.add(
+            known[0] if known else next(filter(None, learned.groups())) if learned else "pretext"
+        )
     return found
 
 
@@ -195,16 +201,14 @@ def exactly(k, structure):
     n_found = np.bincount(edges.index[1])
     first = np.cumsum(n_found) - n_found
     keep = np.concatenate([np.arange(start, start + k) for start in first])
-    cut = Edges(edges.index[:, keep], edges.vector[keep], edges.cell_shift[keep])
+    cut = Edges(edges.index[:, keep], edges.vector[keep], edges.cell_shift[keep], edges.full_radius)
     return shell_channels(CrystalGraphs.from_edges([crystal], [cut]).batch([0])).mean(0).numpy()
 
 
-def whole_shells(k, structure):
-    return (
-        shell_channels(CrystalGraphs.from_structures([structure], 8.0, k).batch([0]))
-        .mean(0)
-        .numpy()
-    )
+def shells_of(structure, sharply=False):
+    """Return the mean shell channels, with neighbours that fade out or with a list cut after a shell."""
+    batch = batch_of(structure)
+    return shell_channels(batch.cut_sharply() if sharply else batch).mean(0).numpy()
 
 
 @pytest.mark.parametrize("transformation", ["rotated", "permuted", "skewed"])
@@ -212,11 +216,53 @@ def whole_shells(k, structure):
 def test_exactly_twelve_neighbors_would_fail_on_ties(name, transformation):
     structure = CRYSTALS[name]
     same = [TRANSFORMATIONS[transformation](structure, np.random.default_rng(i)) for i in range(5)]
-    kept, cut = whole_shells(12, structure), exactly(12, structure)
-    assert all(np.abs(whole_shells(12, s) - kept).max() < 1e-9 for s in same)
+    kept, cut = shells_of(structure), exactly(12, structure)
+    assert all(np.abs(shells_of(s) - kept).max() < 1e-9 for s in same)
     if transformation == "rotated":  # equal distances differ in the last digit, which now decides
         same += [
             rotated(permuted(structure, np.random.default_rng(i)), np.random.default_rng(i))
             for i in range(5)
         ]
     assert max(np.abs(exactly(12, s) - cut).max() for s in same) > 1e-3
+
+
+STRAINS = np.linspace(-0.004, 0.004, 17)
+JUMP = 0.1
+"""Of a standard deviation over real crystals, for a step of 0.05 % in strain."""
+
+
+def strained(structure, strain):
+    """Return the structure stretched along z and sheared: equal distances part."""
+    deformation = np.eye(3) + strain * np.array([[-0.3, 0.5, 0], [0.5, 0.1, 0], [0, 0, 1.0]])
+    lattice = Lattice(structure.lattice.matrix @ deformation)
+    return Structure(lattice, structure.species, structure.frac_coords)
+
+
+PATHS = {
+    "Fe": bcc(),
+    "NiAl": Structure(Lattice.cubic(2.89), ["Ni", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    "Cu": fcc(),
+    "NaCl": rock_salt(),
+    "SrTiO3": CRYSTALS["SrTiO3"],
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_features_do_not_jump_where_shells_split(name, elastic):
+    featurizer = SSLStructureFeaturizer(dtype="float64")
+    scale = featurizer.fit_transform(elastic["structure"][::10].tolist()).std(axis=0)
+    scale = np.maximum(scale, FLOOR)
+    path = featurizer.transform([strained(PATHS[name], strain) for strain in STRAINS])
+    steps = np.abs(np.diff(path, axis=0)).max(axis=0) / scale
+    names = featurizer.get_feature_names_out()
+    assert {n: s for n, s in zip(names, steps, strict=True) if s > JUMP} == {}
+    assert steps.max() > JUMP / 1000  # the path leads somewhere
+
+
+@pytest.mark.parametrize("name", ["Fe", "NiAl"])
+def test_features_of_a_list_cut_sharply_would_jump(name):
+    crystals = [strained(PATHS[name], strain) for strain in STRAINS]
+    for sharply, jumps in ((False, False), (True, True)):
+        path = np.array([shells_of(s, sharply) for s in crystals])
+        steps = np.abs(np.diff(path, axis=0)).max(axis=0)
+        assert (steps[SHELL_CHANNELS.index("wide coordination")] > 0.5) == jumps

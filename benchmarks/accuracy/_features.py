@@ -19,6 +19,7 @@ from pymatgen.core import Element, Structure
 from tqdm import tqdm
 
 from ssl_matfeat.blocks import RAW_BLOCKS, resolve_layers
+from ssl_matfeat.context_encoder import ContextEncoder
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat.graph import CrystalGraphs
@@ -195,7 +196,9 @@ def _untrained(name: str) -> Pretrained:
     graphs = CrystalGraphs.from_structures(load_elastic()["structure"].tolist())
     with torch.no_grad():
         for crystals in graphs.batches(16384):
-            encoder.describe(graphs.batch(crystals).to("cpu", torch.float32))
+            encoder(graphs.batch(crystals).to("cpu", torch.float32))
+    if isinstance(encoder, ContextEncoder):
+        encoder.learn_environments(graphs, np.arange(len(graphs)), random_state=0)
     card = {**trained.card, "name": f"{name}, untrained"}
     return Pretrained(encoder.eval(), card, sha256="untrained, seed 0")
 

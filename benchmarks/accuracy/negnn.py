@@ -39,6 +39,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from tqdm import tqdm
 
+from ssl_matfeat import __version__
 from ssl_matfeat.negnn import NEGNNRegressor
 
 RESULTS = Path(__file__).parents[1] / "results" / "negnn"
@@ -80,6 +81,8 @@ class Cell:
     """All of the estimator's."""
     seconds: float
     threads: int
+    version: str
+    """Of ssl_matfeat."""
     rank_correlation: float | None = None
     """Spearman's, of the error with the spread of an ensemble's members."""
     within_two_spreads: float | None = None
@@ -149,6 +152,7 @@ def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -
         parameters=_network(variant, seed).get_params(),
         seconds=round(seconds, 1),
         threads=torch.get_num_threads(),
+        version=__version__,
         **calibration,
     )
 

@@ -41,7 +41,8 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     weights : str, Path or Pretrained, default="default"
         Of the encoder: a name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int, or None
-        Of ``"ssl"``: ``"pretext"`` and integers as in `SSLAtomFeaturizer`; None is all that the weights have.
+        Of ``"ssl"``: ``"pretext"`` and integers as in `SSLAtomFeaturizer`; None is all that the weights have, but for
+        ``"environment"``, which a network can make of the others.
     backbone : {"painn", "cgcnn", "schnet", "megnet", "gatv2", "gcn"}
         The graph network, see `ssl_matfeat.backbones`.
     n_channels : int

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_matfeat.encoder import CGCNNEncoder
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pretext.context import ContextTask
 from ssl_matfeat.pretext.elements import PropertyTask, ReplacedTask
@@ -45,19 +46,25 @@ class Pretext(nn.Module):
 
     def losses(self, batch: CrystalBatch, generator: torch.Generator) -> Losses:
         """Return the weighted losses of all tasks."""
+        shown = self._shown(batch)
         return {
             name: weight * loss
             for task, weight in self.weights.items()
-            for name, loss in self._task(task).losses(self.encoder, batch, generator).items()
+            for name, loss in self._task(task).losses(self.encoder, shown, generator).items()
         }
 
     def metrics(self, batch: CrystalBatch, generator: torch.Generator) -> Losses:
         """Return what says how well the tasks are solved, such as accuracies."""
+        shown = self._shown(batch)
         return {
             name: value
             for task in self.weights
-            for name, value in self._task(task).metrics(self.encoder, batch, generator).items()
+            for name, value in self._task(task).metrics(self.encoder, shown, generator).items()
         }
+
+    def _shown(self, batch: CrystalBatch) -> CrystalBatch:
+        """Return the edges that the encoder makes use of, before a task moves atoms or hides them."""
+        return batch.cut_sharply() if isinstance(self.encoder, CGCNNEncoder) else batch
 
     def _task(self, name: str) -> Any:
         return self.tasks[name]

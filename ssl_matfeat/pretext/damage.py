@@ -113,6 +113,7 @@ def supercell(batch: CrystalBatch, repeats: NDArray[np.int64]) -> CrystalBatch:
         vector=batch.vector.repeat_interleave(n_cells, 0),
         distance=batch.distance.repeat_interleave(n_cells),
         cell_shift=torch.div(target, shape, rounding_mode="floor").flatten(0, 1),
+        full_radius=batch.full_radius.repeat_interleave(n_cells),
         batch=batch.batch.repeat_interleave(n_cells),
         volume=batch.volume * n_cells,
     )
