@@ -45,8 +45,8 @@ N_CLASSES = 104
 
 _ENVIRONMENT_SHARES = (1.0, 0.5)
 """Of the element and of the shell in the likeness of environments, chosen on validation (benchmarks/LOG.md)."""
-_SITES_OF_ENVIRONMENTS = 30_000
-"""In so many sites prototypes are looked for."""
+_CRYSTALS_OF_ENVIRONMENTS, _SITES_OF_ENVIRONMENTS = 8_000, 30_000
+"""Prototypes are looked for among so many random sites of so many random crystals."""
 _COORDINATION = GEOMETRIC_CHANNELS.index("soft coordination")
 
 
@@ -229,14 +229,14 @@ class ContextEncoder(nn.Module):
     def learn_environments(
         self, graphs: CrystalGraphs, crystals: NDArray[np.int64], random_state: int
     ) -> None:
-        """Find the prototypes of environments among the sites of random ones of the named crystals."""
-        order = np.random.default_rng(random_state).permutation(crystals)
-        n_sites = np.cumsum(graphs.n_sites[order])
-        order = order[: np.searchsorted(n_sites, _SITES_OF_ENVIRONMENTS) + 1]
-        sites = [
-            self._surroundings(graphs.batch(some)).numpy() for some in graphs.batches(16384, order)
-        ]
-        self.environments.learn(np.concatenate(sites), random_state)
+        """Find the prototypes of environments among random sites of random ones of the named crystals."""
+        rng = np.random.default_rng(random_state)
+        order = rng.permutation(crystals)[:_CRYSTALS_OF_ENVIRONMENTS]
+        sites = np.concatenate(
+            [self._surroundings(graphs.batch(some)).numpy() for some in graphs.batches(16384, order)]
+        )
+        some_sites = rng.permutation(len(sites))[:_SITES_OF_ENVIRONMENTS]
+        self.environments.learn(sites[some_sites], random_state)
 
     @torch.no_grad()
     def prototypes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

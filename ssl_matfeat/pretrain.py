@@ -223,7 +223,9 @@ class SSLPretrainer(BaseEstimator):
             options.random_state,
         )
         if isinstance(pretext.encoder, ContextEncoder):
-            pretext.encoder.learn_environments(graphs, training, options.random_state)
+            # Large crystals too, which are left out of training since they cost most: here they cost nothing.
+            everything = np.flatnonzero(~validating)
+            pretext.encoder.learn_environments(graphs, everything, options.random_state)
         seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
             "name": None,
