@@ -96,7 +96,7 @@ def coverage_table(reports: Reports) -> str:
 
 def is_earlier(report: Report | None) -> str:
     """Return the mark of a feature set that holds features of ours as they were before they changed."""
-    ours = {"raw", "default", "untrained", "site-default", "site-shell"}
+    ours = {"raw", "default", "untrained", "site-default", "site-shell", *leakage.ROWS}
     changed = report is not None and ours & set(report["features"].split("+"))
     return earlier(report["versions"]["ssl-matfeat"]) if report and changed else ""
 
@@ -173,7 +173,10 @@ def untouched_table(reports: Reports) -> str:
         cells = [task]
         for base in (MAGPIE, "raw"):
             theirs = maes[base]
-            if ours is not None and theirs is not None:
+            alike = is_earlier(reports.get((task, "default"))) == is_earlier(
+                reports.get((task, "raw"))
+            )
+            if ours is not None and theirs is not None and alike:
                 gains = [1 - ours[part].mean() / theirs[part].mean() for part in (_FIRST, _OTHERS)]
                 cells += [f"{100 * gain:.1f} %" for gain in gains]
         if len(cells) == 5:
@@ -206,7 +209,8 @@ def losses_table(reports: Reports) -> str:
             f"{n} {number(v, unit)}" for n, v in sorted(better.items(), key=lambda i: i[1])
         )
         lines.append(
-            f"- {task}: default {number(ours.mean(), unit)}; better: {said or 'none here'}."
+            f"- {task}: default {number(ours.mean(), unit)}{is_earlier(reports[task, 'default'])}; "
+            f"better: {said or 'none here'}."
         )
     return "\n".join(lines)
 

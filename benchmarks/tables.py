@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from _features import is_outdated
 from numpy.typing import NDArray
 
 
@@ -11,15 +12,13 @@ def number(value: float, unit: str) -> str:
     return f"{value:.1f}" if unit in ("1/cm", "meV/atom") else f"{value:.4f}"
 
 
-CHANGED_IN = (0, 2)
-"""The version that last changed our features: since then neighbours fade out, and there are environments."""
 EARLIER = "†"
-"""Stands behind what was measured before that."""
+"""Stands behind what was measured before the last change of our features."""
 
 
 def earlier(version: str) -> str:
     """Return the mark of numbers that stem from a version before the last change of our features."""
-    return EARLIER if tuple(map(int, version.split(".")[:2])) < CHANGED_IN else ""
+    return EARLIER if is_outdated(version) else ""
 
 
 def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:

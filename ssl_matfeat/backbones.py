@@ -1,11 +1,12 @@
 """Supervised graph networks: states of sites and the graph → new states of sites.
 
 Every backbone maps (n_sites, n_channels) to (n_sites, n_channels) and sees distances in Å; PaiNN sees directions too.
-None of them depends on orientation, origin, cell or order of the atoms.
+None of them depends on orientation, origin, cell or order of the atoms, and all but GATv2 are continuous in positions.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -19,6 +20,11 @@ from ssl_matfeat.pooling import pool_mean
 _CUTOFF = 8.0
 _STEP = 0.2
 _N_GAUSSIANS = round(_CUTOFF / _STEP) + 1
+
+
+def _seen(batch: CrystalBatch) -> Tensor:
+    """Return a factor of each edge, (n_edges,), that is 0 at the cutoff and where the list of neighbours ends."""
+    return envelope(batch.distance, _CUTOFF) * batch.weight
 
 
 class CGCNN(nn.Module):
@@ -55,8 +61,7 @@ class PaiNN(nn.Module):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the scalars after all layers, (n_sites, n_channels)."""
-        seen = envelope(batch.distance) * batch.weight  # (n_edges,)
-        gaussians = self.expand(batch.distance) * seen[:, None]
+        gaussians = self.expand(batch.distance) * _seen(batch)[:, None]
         direction = batch.vector / batch.distance[:, None]  # (n_edges, 3)
         vectors: Tensor | None = None  # (n_sites, 3, n_channels) from the first message on
         for message, update in zip(self.messages, self.updates, strict=True):
@@ -121,8 +126,7 @@ class _PyGLayers(nn.Module, ABC):
     """Residual layers of PyG: x + silu(layer(norm(x))).
 
     The layers must not add loops of their own: to do so PyG first removes the loops that there are, and in a periodic
-    graph these are bonds between an atom and its own images. Not all of them take weights of edges, so that they see a
-    list of neighbours that is cut sharply, and predictions jump where an atom enters or leaves it.
+    graph these are bonds between an atom and its own images.
     """
 
     def __init__(self, n_channels: int, n_layers: int) -> None:
@@ -141,14 +145,13 @@ class _PyGLayers(nn.Module, ABC):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the states after all layers, (n_sites, n_channels)."""
-        batch = batch.cut_sharply()
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + F.silu(self.update(layer, norm(x), batch))
         return x
 
 
 class GCN(_PyGLayers):
-    """PyG's ``GCNConv`` (Kipf & Welling, arXiv 1609.02907); a bond weighs `envelope`, not normalised."""
+    """PyG's ``GCNConv`` (Kipf & Welling, arXiv 1609.02907); a bond weighs what `_seen` says, not normalised."""
 
     def layer(self, n_channels: int) -> nn.Module:
         """Return one layer."""
@@ -158,13 +161,14 @@ class GCN(_PyGLayers):
 
     def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Run one layer."""
-        return layer(x, batch.edge_index, envelope(batch.distance))
+        return layer(x, batch.edge_index, _seen(batch))
 
 
 class GATv2(_PyGLayers):
     """PyG's ``GATv2Conv`` with four heads (Brody et al., arXiv 2105.14491).
 
-    Distances decide how neighbours are weighed against each other, and nothing else.
+    Distances decide how neighbours are weighed against each other, and nothing else. The layer takes no weights of
+    edges, so that it sees a list of neighbours that is cut after a shell, and predictions jump where that shell splits.
     """
 
     def layer(self, n_channels: int) -> nn.Module:
@@ -182,7 +186,8 @@ class GATv2(_PyGLayers):
 
     def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Run one layer."""
-        return layer(x, batch.edge_index, self.expand(batch.distance))
+        sharp = batch.cut_sharply()
+        return layer(x, sharp.edge_index, self.expand(sharp.distance))
 
 
 class SchNet(_PyGLayers):
@@ -196,9 +201,9 @@ class SchNet(_PyGLayers):
 
     def update(self, layer: nn.Module, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Run one layer."""
-        # PyG's cosine cutoff would rise again beyond the cutoff, where atoms without near neighbours have theirs.
-        distance = batch.distance.clamp(max=_CUTOFF)
-        return layer(x, batch.edge_index, distance, self.expand(distance))
+        # Of this distance PyG makes the factor 0.5 (1 + cos(π d / cutoff)), and nothing else.
+        distance = _CUTOFF / math.pi * torch.arccos(2 * _seen(batch) - 1)
+        return layer(x, batch.edge_index, distance, self.expand(batch.distance))
 
 
 class MEGNet(nn.Module):

@@ -73,7 +73,7 @@ def featurize(
     layers: Annotated[
         str,
         typer.Option(
-            help="auto, or some of element, shell, cell, pretext, 0, 1, ... with commas between."
+            help="auto, or some of element, shell, cell, pretext, environment, 0, 1, ... with commas between."
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",

@@ -7,8 +7,7 @@ that one pass gives, for every atom, a prediction from its surroundings alone (l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +42,7 @@ IMPLIED_PROPERTIES = (
 N_CLASSES = 104
 """Atomic numbers, with 0 unused."""
 
+N_ENVIRONMENTS = 192
 _ENVIRONMENT_SHARES = (1.0, 0.5)
 """Of the element and of the shell in the likeness of environments, chosen on validation (benchmarks/LOG.md)."""
 _CRYSTALS_OF_ENVIRONMENTS, _SITES_OF_ENVIRONMENTS = 8_000, 30_000
@@ -119,7 +119,7 @@ class ContextEncoder(nn.Module):
     )
     n_crystal_channels = 3
 
-    def __init__(self, n_channels: int = 64, n_environments: int = 192) -> None:
+    def __init__(self, n_channels: int = 64, n_environments: int = N_ENVIRONMENTS) -> None:
         super().__init__()
         self.n_channels = n_channels
         self.named_layers = {
@@ -213,17 +213,17 @@ class ContextEncoder(nn.Module):
             standard_geometry=geometry,
         )
 
-    def describe(self, batch: CrystalBatch, layers: Collection[str | int]) -> list[Tensor]:
+    def describe(self, batch: CrystalBatch, layers: Sequence[str | int]) -> list[Tensor]:
         """Return the channels of the layers 0, 1, 2, ``"pretext"`` or ``"environment"``, (n_sites, n_channels) each."""
-        context = self(batch)
-        compute: dict[str | int, Callable[[], Tensor]] = {
-            "pretext": partial(self._pretext, context, batch),
-            "environment": partial(self._environment, batch),
-        }
-        return [
-            context.embeddings[layer] if isinstance(layer, int) else compute[layer]()
-            for layer in layers
-        ]
+        channels: dict[str | int, Tensor] = {}
+        if "environment" in layers:
+            channels["environment"] = self._environment(batch)
+        if set(layers) - {"environment"}:
+            context = self(batch)
+            channels |= enumerate(context.embeddings)
+            if "pretext" in layers:
+                channels["pretext"] = self._pretext(context, batch)
+        return [channels[layer] for layer in layers]
 
     @torch.no_grad()
     def learn_environments(
@@ -233,14 +233,17 @@ class ContextEncoder(nn.Module):
         rng = np.random.default_rng(random_state)
         order = rng.permutation(crystals)[:_CRYSTALS_OF_ENVIRONMENTS]
         sites = np.concatenate(
-            [self._surroundings(graphs.batch(some)).numpy() for some in graphs.batches(16384, order)]
+            [
+                self._surroundings(graphs.batch(some)).numpy()
+                for some in graphs.batches(16384, order)
+            ]
         )
         some_sites = rng.permutation(len(sites))[:_SITES_OF_ENVIRONMENTS]
         self.environments.learn(sites[some_sites], random_state)
 
     @torch.no_grad()
     def prototypes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the atomic number and the shell channels of each prototype, (n_environments,) and (n, 27).
+        """Return the atomic number and the shell channels of each prototype found, (n_found,) and (n_found, 27).
 
         The number is that of the element whose embedding 0 is nearest.
         """

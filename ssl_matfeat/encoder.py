@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class CGCNNEncoder(nn.Module):
             embeddings.append(x)
         return embeddings
 
-    def describe(self, batch: CrystalBatch, layers: Collection[str | int]) -> list[Tensor]:
+    def describe(self, batch: CrystalBatch, layers: Sequence[str | int]) -> list[Tensor]:
         """Return the channels of the layers, (n_sites, n_channels) each."""
         embeddings = self(batch)
         return [embeddings[int(layer)] for layer in layers]

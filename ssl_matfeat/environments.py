@@ -28,8 +28,8 @@ class Environments(nn.Module):
     With k(a, b) = exp(-|a - b|²) of scaled channels and prototypes p, the columns are ``[k(x, p_1) ... k(x, p_M)]
     K^(-1/2)``, K the kernel between the prototypes: the Nyström approximation of the map whose scalar product is k
     (Williams & Seeger, NeurIPS 2000), turned so that each column belongs to one prototype. Their mean over the sites
-    of a crystal is its kernel mean embedding: the squared distance of two crystals is the maximum mean discrepancy of
-    their sites (Gretton et al., J. Mach. Learn. Res. 13, 723, 2012).
+    of a crystal approximates its kernel mean embedding, and the distance of two crystals the maximum mean discrepancy
+    of their sites (Gretton et al., J. Mach. Learn. Res. 13, 723, 2012).
 
     Parameters
     ----------
@@ -87,8 +87,12 @@ class Environments(nn.Module):
         return likeness @ self.mixing.double()
 
     def unscaled_prototypes(self) -> Tensor:
-        """Return the prototypes in the units of the channels, (n_prototypes, n_inputs); the mean where none varies."""
-        return self.mean + self.prototypes / self.rate.where(self.rate > 0, torch.inf)
+        """Return the prototypes that were found, in the units of the channels, (n_found, n_inputs).
+
+        A channel that never varied has its mean.
+        """
+        found = self.prototypes[self.mixing.diagonal() != 0]
+        return self.mean + found / self.rate.where(self.rate > 0, torch.inf)
 
     def _scale(self, sites: Tensor) -> Tensor:
         deviation = (sites - self.mean) * self.rate
@@ -101,7 +105,9 @@ def _k_means(sites: NDArray[np.float64], n_clusters: int, random_state: int) -> 
     different = np.unique(sites.round(6), axis=0)
     if len(different) <= n_clusters:
         return different
-    k_means = MiniBatchKMeans(n_clusters, n_init=1, batch_size=4096, random_state=random_state)
+    k_means = MiniBatchKMeans(
+        n_clusters, n_init=1, batch_size=4096, random_state=random_state % 2**32
+    )
     with warnings.catch_warnings():
         # Of rare environments, of which fewer are different than there may be clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -25,7 +25,7 @@ FADE = 0.3
 SHELL_TOLERANCE = 1e-3
 """Neighbours whose distances differ by less than this, in Å, belong to one shell, where the list is cut sharply."""
 SPARSE_FACTOR = 2
-"""How many cutoffs away a site without neighbours looks for its nearest shell."""
+"""How many cutoffs away a site without neighbours looks for its nearest."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_edges(
     The ``n_neighbors`` nearest ones of a site count fully, and what lies beyond fades out within `FADE` of the last of
     them. A list that is cut off, at a number or at a shell, makes whatever is computed from it jump when atoms move
     by less than can be measured, and exactly ``n_neighbors`` would even pick some of several equal atoms by their
-    order. The distance of the last one changes smoothly, and so do the weights.
+    order. The distance of the last one is continuous, and so are the weights.
 
     Parameters
     ----------
@@ -322,7 +322,10 @@ class CrystalGraphs:
             yield order[start:]
 
     def data(self, crystal: int) -> Data:
-        """Return one crystal as a PyG ``Data``; ``Batch.from_data_list`` joins several."""
+        """Return one crystal as a PyG ``Data``; ``Batch.from_data_list`` joins several.
+
+        Its ``edge_weight`` is to be multiplied with messages, as PyG's ``GCNConv`` does.
+        """
         from torch_geometric.data import Data  # takes seconds to import, and only this needs it
 
         one = self.batch([crystal])
@@ -333,6 +336,7 @@ class CrystalGraphs:
             vector=one.vector,
             distance=one.distance,
             cell_shift=one.cell_shift,
+            edge_weight=one.weight,
             full_radius=one.full_radius,
             lattice=torch.from_numpy(self.lattice[[crystal]]),  # a copy: the file may be read-only
             volume=one.volume,

@@ -67,7 +67,8 @@ def environment_prototypes(weights: str | Path | Pretrained = "default") -> pd.D
     -------
     DataFrame
         One row a prototype, indexed by the name of its channel: ``element``, that whose NE0 is nearest, and its 27
-        shell channels, in the units of these.
+        shell channels, in the units of these. If the pretraining crystals had fewer different sites than there are
+        channels, those left over, which are 0 for all sites, have no row.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def environment_prototypes(weights: str | Path | Pretrained = "default") -> pd.D
     if not isinstance(encoder, ContextEncoder):
         raise ValueError(f"weights={weights!r} have no layer 'environment'; take 'default'")
     elements, shells = encoder.prototypes()
-    names = encoder.named_layers["environment"]
+    names = encoder.named_layers["environment"][: len(elements)]
     table = pd.DataFrame(shells, index=list(names), columns=list(SHELL_CHANNELS))
     table.insert(0, "element", [Element.from_Z(int(z)).symbol for z in elements])
     return table

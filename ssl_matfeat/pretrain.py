@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
@@ -22,11 +21,11 @@ from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 import ssl_matfeat
-from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import StructureError, as_structure_list, crystal_from_arrays
-from ssl_matfeat.context_encoder import ContextEncoder
+from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat.context_encoder import N_ENVIRONMENTS, ContextEncoder
+from ssl_matfeat.corpus import read_list, read_parquet
 from ssl_matfeat.devices import launch, make_fabric
-from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
 from ssl_matfeat.pretext import TASKS, Pretext
 from ssl_matfeat.training import Batches, History, TrainingOptions, evaluate, train
 from ssl_matfeat.weights import Pretrained, save_weights
@@ -63,7 +62,8 @@ class SSLPretrainer(BaseEstimator):
     ema_decay : float or None, default=0.999
         Decay a step of the moving average of the parameters that is kept in the end; None keeps the last ones.
     max_sites : int, default=40
-        Larger crystals are left out of training, since they cost most and teach no more.
+        Larger crystals are left out of training, since they cost most and teach no more; prototypes of environments
+        are looked for in them too.
     validation_fraction : float, default=0.02
         Held out to measure the losses, unless a parquet file says itself which rows are for validation.
     random_state : int, default=0
@@ -201,6 +201,8 @@ class SSLPretrainer(BaseEstimator):
             )
 
         config = {"encoder": encoder_name, "n_channels": parameters["n_channels"]}
+        if encoder_name == "context":
+            config["n_environments"] = N_ENVIRONMENTS
         with torch.random.fork_rng([]):  # the encoder is built on the CPU
             torch.manual_seed(self.random_state)
             pretext = Pretext(build_encoder(config), weights)
@@ -223,8 +225,7 @@ class SSLPretrainer(BaseEstimator):
             options.random_state,
         )
         if isinstance(pretext.encoder, ContextEncoder):
-            # Large crystals too, which are left out of training since they cost most: here they cost nothing.
-            everything = np.flatnonzero(~validating)
+            everything = np.flatnonzero(~validating)  # crystals of any size: here they cost little
             pretext.encoder.learn_environments(graphs, everything, options.random_state)
         seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
@@ -292,49 +293,15 @@ class SSLPretrainer(BaseEstimator):
     def _read(self, X: Any) -> tuple[CrystalGraphs, NDArray[np.bool_], dict[int, str]]:
         """Return graphs, which of them are for validation, and the errors of the others."""
         if isinstance(X, str | Path):
-            graphs, validating, errors = _read_parquet(Path(X))
+            graphs, validating, errors = read_parquet(Path(X))
         else:
             validating = None
-            graphs, errors = _read_list(as_structure_list(X))
+            graphs, errors = read_list(as_structure_list(X))
         if validating is None:
             order = np.random.default_rng(self.random_state).permutation(len(graphs))
             validating = np.zeros(len(graphs), dtype=bool)
             validating[order[: max(1, round(self.validation_fraction * len(graphs)))]] = True
         return graphs, validating, errors
-
-
-def _read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
-    graphs, _, errors = build_graphs(structures, raise_errors=False)
-    if graphs is None:
-        raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
-    return graphs, errors
-
-
-def _read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, dict[int, str]]:
-    frame = pq.read_table(path).to_pandas(ignore_metadata=True)  # rows counted from 0
-    missing = [name for name in ("numbers", "lattice", "frac_coords") if name not in frame]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}; needed are numbers, lattice and frac_coords, see load_dataset"
-        )
-    has_split = "split" in frame
-    if has_split:
-        frame = frame[frame["split"].isin(["pretrain", "validation"])]
-    crystals, edges, good, errors = [], [], [], {}
-    rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
-    for row, numbers, lattice, frac_coords in rows:
-        try:
-            crystal = crystal_from_arrays(numbers, lattice, frac_coords, f"row {row}")
-            edges.append(find_edges(crystal, name=f"row {row}"))
-        except StructureError as error:
-            errors[int(row)] = str(error)
-        else:
-            crystals.append(crystal)
-            good.append(row)
-    if not crystals:
-        raise ValueError(f"{path}: none of {len(frame)} structures is usable")
-    validating = (frame["split"][good] == "validation").to_numpy() if has_split else None
-    return CrystalGraphs.from_edges(crystals, edges, np.float32), validating, errors
 
 
 def _train_share(

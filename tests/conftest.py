@@ -31,6 +31,10 @@ def bcc(a: float = 2.87, element: str = "Fe") -> Structure:
     return Structure(Lattice.cubic(a), [element] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
+def cesium_chloride(a: float = 2.89) -> Structure:
+    return Structure(Lattice.cubic(a), ["Ni", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
 def simple_cubic(a: float = 3.345, element: str = "Po") -> Structure:
     return Structure(Lattice.cubic(a), [element], [[0, 0, 0]])
 
@@ -109,6 +113,16 @@ def translated(structure, rng):
 
 def permuted(structure, rng):
     return Structure.from_sites([structure[i] for i in rng.permutation(len(structure))])
+
+
+STRAINS = np.linspace(-0.004, 0.004, 17)
+
+
+def strained(structure: Structure, strain: float) -> Structure:
+    """Return the structure stretched along z and sheared: equal distances part."""
+    deformation = np.eye(3) + strain * np.array([[-0.3, 0.5, 0], [0.5, 0.1, 0], [0, 0, 1.0]])
+    lattice = Lattice(structure.lattice.matrix @ deformation)
+    return Structure(lattice, structure.species, structure.frac_coords)
 
 
 def supercell(structure, rng):

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CRYSTALS, batch_of, rattled_salt, untrained
+from conftest import (
+    CRYSTALS,
+    SMALL_PRETRAINING,
+    batch_of,
+    rattled_salt,
+    same_numbers,
+    untrained,
+)
 
-from ssl_matfeat import SSLAtomFeaturizer
+from ssl_matfeat import SSLAtomFeaturizer, SSLPretrainer
 from ssl_matfeat.channels import SHELL_CHANNELS
 from ssl_matfeat.environments import Environments
 from ssl_matfeat.inspection import environment_prototypes
@@ -91,6 +98,23 @@ def test_layer_tells_environments_of_one_element_apart():
     sodium = columns[batch.numbers == 11]
     assert torch.pdist(sodium[-4:]).max() < 1e-10  # those of the perfect crystal are all alike
     assert torch.pdist(sodium[:32]).min() > 1e-4
+
+
+def test_pretraining_finds_prototypes(small_crystals):
+    X, _ = small_crystals
+    options = {**SMALL_PRETRAINING, "max_epochs": 1, "max_sites": 4, "random_state": 2**40}
+    one, other = (SSLPretrainer(**options).fit(X).weights_ for _ in range(2))
+    buffers = one.encoder.environments.state_dict(), other.encoder.environments.state_dict()
+    assert same_numbers(*buffers)
+    table = environment_prototypes(one)
+    assert 50 < len(table) <= 192
+    # Also those of crystals that are too large to be trained on.
+    large = {site.specie.symbol for s in X if len(s) > 4 for site in s}
+    small = {site.specie.symbol for s in X if len(s) <= 4 for site in s}
+    assert large - small
+    assert large | small == set(
+        table["element"]
+    )  # fewer different sites than prototypes: each is one
 
 
 def test_prototypes_are_told_in_words():

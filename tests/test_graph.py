@@ -323,6 +323,8 @@ def test_pyg_data_batches_and_convolves(graphs):
     out = convolution(x, joined.edge_index, joined.distance[:, None])
     assert torch.equal(out, convolution(x, ours.edge_index, ours.distance[:, None]))
     assert not torch.equal(out, x)
+    assert torch.equal(joined.edge_weight, ours.weight)
+    assert (ours.weight < 1).any()
 
 
 def test_batch_moves_floats_to_a_precision_and_leaves_integers():

@@ -26,6 +26,7 @@ ORDER = [
     "devices",
     "training",
     "pretext",
+    "corpus",
     "pretrain",
     "backbones",
     "examples",

@@ -9,20 +9,24 @@ import numpy as np
 import pytest
 from conftest import (
     CRYSTALS,
+    STRAINS,
     TRANSFORMATIONS,
     batch_of,
     bcc,
+    cesium_chloride,
     fcc,
     other_images,
     permuted,
     rock_salt,
     rotated,
     shake,
+    simple_cubic,
+    strained,
     substitute,
     supercell,
     translated,
 )
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat._validation import as_crystal
@@ -226,24 +230,15 @@ def test_exactly_twelve_neighbors_would_fail_on_ties(name, transformation):
     assert max(np.abs(exactly(12, s) - cut).max() for s in same) > 1e-3
 
 
-STRAINS = np.linspace(-0.004, 0.004, 17)
 JUMP = 0.1
 """Of a standard deviation over real crystals, for a step of 0.05 % in strain."""
-
-
-def strained(structure, strain):
-    """Return the structure stretched along z and sheared: equal distances part."""
-    deformation = np.eye(3) + strain * np.array([[-0.3, 0.5, 0], [0.5, 0.1, 0], [0, 0, 1.0]])
-    lattice = Lattice(structure.lattice.matrix @ deformation)
-    return Structure(lattice, structure.species, structure.frac_coords)
-
-
 PATHS = {
     "Fe": bcc(),
-    "NiAl": Structure(Lattice.cubic(2.89), ["Ni", "Al"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    "NiAl": cesium_chloride(),
     "Cu": fcc(),
     "NaCl": rock_salt(),
     "SrTiO3": CRYSTALS["SrTiO3"],
+    "sparse": simple_cubic(5.65, "Xe"),  # second shell at the cutoff of 8 Å, and only six nearer
 }
 
 

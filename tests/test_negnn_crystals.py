@@ -6,11 +6,14 @@ import torch
 from conftest import (
     CRYSTALS,
     QUICK_NETWORK,
+    STRAINS,
     TRANSFORMATIONS,
     batch_of,
+    cesium_chloride,
     nearest_distances,
     quick_network,
     shake,
+    strained,
 )
 from pymatgen.core import Structure
 
@@ -48,6 +51,25 @@ def test_invariance(backbone, few_crystals):
     # The control: what is no symmetry does change the number.
     triclinic = CRYSTALS["triclinic"]
     assert abs(model.predict([shake(triclinic, 0, 0.3)]) - model.predict([triclinic]))[0] > 1e-3
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_states_do_not_jump_where_a_shell_splits(backbone):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BACKBONES[backbone](16, 2).double().eval()
+        x = torch.randn(2, 16, dtype=torch.float64)
+    batches = [batch_of(strained(cesium_chloride(), strain)) for strain in STRAINS]
+    largest = {}
+    for kind, seen in (
+        ("fading", batches),
+        ("sharp", [batch.cut_sharply() for batch in batches]),
+    ):
+        with torch.no_grad():
+            path = torch.stack([network(x, batch) for batch in seen])
+        largest[kind] = path.diff(dim=0).abs().max()
+    # The control: a list cut after a shell jumps, which PyG's GATv2, without weights of edges, always has.
+    assert (largest["fading"] < 0.1 * largest["sharp"]) == (backbone != "gatv2")
 
 
 def test_painn_sees_angles_and_cgcnn_does_not():

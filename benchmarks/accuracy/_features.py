@@ -30,12 +30,20 @@ MAGPIE = "magpie+density+symmetry+lattice"
 STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
+FEATURES_VERSION = "0.2"
+"""The version that last changed raw channels and the context encoder; results of earlier ones are not those of today."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
 OWN_WEIGHTS: dict[str, Path] = {}
 """Further feature sets: the default layers of weights that a script has trained."""
 Compute = Callable[[Any], NDArray[np.floating]]
 _PIECE = 100
 """Crystals whose slow columns are computed and kept at a time."""
+
+
+def is_outdated(version: str) -> bool:
+    """Return whether the features of this version of ssl_matfeat are no longer those of today."""
+    then, change = (tuple(map(int, v.split(".")[:2])) for v in (version, FEATURES_VERSION))
+    return then < change
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,8 @@ def _ssl(featurizer: SSLStructureFeaturizer | SSLAtomFeaturizer) -> Block:
     settings = f"{type(featurizer).__name__} layers={featurizer.layers}"
     if isinstance(featurizer, SSLStructureFeaturizer):
         settings += f" pooling={featurizer.pooling}"
+    if not learned or isinstance(pretrained.encoder, ContextEncoder):
+        settings += f" as of {FEATURES_VERSION}"  # the paper's encoder has not changed
     return Block(compute, settings, weights, cached=False, block_sizes=featurizer.block_sizes())
 
 

@@ -193,7 +193,7 @@ def _read_cells(path: Path, features: Features) -> dict[tuple[str, str, int, int
         return {}
     report = json.loads(path.read_text())
     same = report["key"] == features.key and np.isclose(
-        report["checksum"], features.checksum, rtol=1e-4
+        report["checksum"], features.checksum, rtol=1e-6
     )
     if not same:
         typer.echo(f"{path.name}: data, weights or features changed; scoring anew")

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from _features import CACHE, compute_features
+from _features import CACHE, FEATURES_VERSION, compute_features, is_outdated
 from _published import PUBLISHED
 from _runner import (
     FOLDS,
@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from ssl_matfeat import __version__
 from ssl_matfeat.negnn import NEGNNRegressor
+from ssl_matfeat.weights import load_weights
 
 RESULTS = Path(__file__).parents[1] / "results" / "negnn"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -113,7 +114,8 @@ def main(
         path = results / f"{name}.json"
         done = _read(path, loaded)
         wanted = [(v, f, s, n) for n in counts for f in folds for s in seed for v in variant]
-        for key in tqdm([key for key in wanted if key not in done], desc=name, unit="cell"):
+        missing = [key for key in wanted if key not in done or is_outdated(done[key].version)]
+        for key in tqdm(missing, desc=name, unit="cell"):
             cell = _score(loaded, *key)
             done = {**_read(path, loaded), key: cell}  # others may have written meanwhile
             _write(path, loaded, list(done.values()))
@@ -173,7 +175,8 @@ def _network(variant: str, seed: int) -> NEGNNRegressor:
 def _predict(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Predictions:
     """Fit a variant, unless its predictions are in the cache."""
     model = _network(variant, seed)
-    parameters = hashlib.sha256(repr(model.get_params()).encode()).hexdigest()[:16]
+    depends_on = (model.get_params(), load_weights(model.weights).sha256, FEATURES_VERSION)
+    parameters = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
     name = f"negnn-{data.key}-{parameters}-{fold}-{labels or 'all'}.npz"
     path = CACHE / "predictions" / name
     if path.exists():

@@ -225,8 +225,10 @@ def _from_bytes(data: bytes, origin: str) -> tuple[Encoder, dict[str, Any]]:
             encoder = build_encoder(card["config"])
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
+        writer = card.get("versions", {}).get("ssl_matfeat", "unknown")
         raise WeightsError(
-            f"{origin} does not fit the encoder that its card names: {error!r}"
+            f"{origin} does not fit the encoder that its card names (it was written by ssl_matfeat {writer}; use that "
+            f"version, or train anew): {error!r}"
         ) from error
     return encoder.eval(), card
 

@@ -1,0 +1,53 @@
+"""Structures to pretrain on → graphs: from a list, or from a parquet file too large for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ssl_matfeat._compute import build_graphs
+from ssl_matfeat._validation import StructureError, crystal_from_arrays
+from ssl_matfeat.graph import CrystalGraphs, find_edges
+
+
+def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
+    """Return the graphs of the usable structures, and position → message of the others."""
+    graphs, _, errors = build_graphs(structures, raise_errors=False)
+    if graphs is None:
+        raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
+    return graphs, errors
+
+
+def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, dict[int, str]]:
+    """Return the graphs of a file's usable rows, and row → message of the others.
+
+    In between stands which graphs are for validation, or None if the file does not say.
+    """
+    frame = pq.read_table(path).to_pandas(ignore_metadata=True)  # rows counted from 0
+    missing = [name for name in ("numbers", "lattice", "frac_coords") if name not in frame]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; needed are numbers, lattice and frac_coords, see load_dataset"
+        )
+    has_split = "split" in frame
+    if has_split:
+        frame = frame[frame["split"].isin(["pretrain", "validation"])]
+    crystals, edges, good, errors = [], [], [], {}
+    rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
+    for row, numbers, lattice, frac_coords in rows:
+        try:
+            crystal = crystal_from_arrays(numbers, lattice, frac_coords, f"row {row}")
+            edges.append(find_edges(crystal, name=f"row {row}"))
+        except StructureError as error:
+            errors[int(row)] = str(error)
+        else:
+            crystals.append(crystal)
+            good.append(row)
+    if not crystals:
+        raise ValueError(f"{path}: none of {len(frame)} structures is usable")
+    validating = (frame["split"][good] == "validation").to_numpy() if has_split else None
+    return CrystalGraphs.from_edges(crystals, edges, np.float32), validating, errors
