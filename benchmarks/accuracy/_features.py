@@ -31,7 +31,7 @@ STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
 FEATURES_VERSION = "0.2"
-"""The version that last changed raw channels and the context encoder; results of earlier ones are not those of today."""
+"""The version that last changed raw channels and the context encoder; results of earlier ones are not of today's."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
 OWN_WEIGHTS: dict[str, Path] = {}
 """Further feature sets: the default layers of weights that a script has trained."""
