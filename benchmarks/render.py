@@ -48,7 +48,7 @@ from ssl_matfeat.weights import list_weights, load_weights
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
-PAGES = [DOCS / "benchmarks.rst", DOCS / "benchmarks_heads.rst"]
+PAGES = [DOCS / "benchmarks.rst", DOCS / "benchmarks_heads.rst", DOCS / "features.rst"]
 
 
 def weights_table() -> str:
@@ -61,6 +61,25 @@ def weights_table() -> str:
         crystals = f"{data['n_training']} of at most {data['max_sites']} sites"
         rows.append([name, crystals, str(len(card["history"])), scores])
     return csv_table(["weights", "crystals", "epochs", "on validation crystals"], rows)
+
+
+def continuity_table(path: Path) -> str:
+    """Return how far features move when atoms do, over all trials."""
+    if not path.exists():
+        return ""
+    report = json.loads(path.read_text())
+    rows = []
+    for name in dict.fromkeys(cell["list"] for cell in report["cells"]):
+        trials = [cell for cell in report["cells"] if cell["list"] == name]
+        parts = [
+            " to ".join(
+                f"{100 * extreme(cell[key] for cell in trials):.1f}" for extreme in (min, max)
+            )
+            for key in ("over_half", "over_tenth")
+        ]
+        rows.append([name, str(len(trials)), f"{max(c['largest'] for c in trials):.2f}", *parts])
+    header = ["", "trials", "largest change", "crystals over 0.5, %", "crystals over 0.1, %"]
+    return csv_table(header, rows)
 
 
 def plot_learning(reports: Reports, path: Path) -> None:
@@ -147,6 +166,7 @@ def render(page: str, results: Path) -> str:
         "negnn calibration": partial(calibration_table, networks),
         "negnn moments": partial(moments_table, results / "mp_magmom.json"),
         "learning curves": partial(learning_table, reports),
+        "continuity": partial(continuity_table, results / "continuity.json"),
         "speed": partial(speed_table, results / "speed.json"),
         "epoch": partial(speed_table, results / "epoch.json"),
     }

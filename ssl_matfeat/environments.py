@@ -72,10 +72,10 @@ class Environments(nn.Module):
         self.mean.copy_(torch.from_numpy(sites.mean(axis=0)))
         self.rate.copy_(torch.from_numpy(rate))
         scaled = self._scale(torch.from_numpy(sites)).numpy()
-        found = _k_means(scaled, len(self.prototypes), random_state)  # (n_found, n_inputs)
-        eigenvalues, vectors = np.linalg.eigh(_kernel(*[torch.from_numpy(found)] * 2).numpy())
+        found = torch.from_numpy(_k_means(scaled, len(self.prototypes), random_state))
+        eigenvalues, vectors = np.linalg.eigh(_kernel(found, found).numpy())
         inverse_root = vectors / np.sqrt(np.maximum(eigenvalues, _LEAST_EIGENVALUE)) @ vectors.T
-        self.prototypes.zero_()[: len(found)] = torch.from_numpy(found)
+        self.prototypes.zero_()[: len(found)] = found  # (n_found, n_inputs)
         self.mixing.zero_()[: len(found), : len(found)] = torch.from_numpy(inverse_root)
 
     def forward(self, sites: Tensor) -> Tensor:
