@@ -238,7 +238,6 @@ PATHS = {
     "Cu": fcc(),
     "NaCl": rock_salt(),
     "SrTiO3": CRYSTALS["SrTiO3"],
-    "sparse": simple_cubic(5.65, "Xe"),  # second shell at the cutoff of 8 Å, and only six nearer
 }
 
 
@@ -252,6 +251,20 @@ def test_features_do_not_jump_where_shells_split(name, elastic):
     names = featurizer.get_feature_names_out()
     assert {n: s for n, s in zip(names, steps, strict=True) if s > JUMP} == {}
     assert steps.max() > JUMP / 1000  # the path leads somewhere
+
+
+def test_features_are_steep_but_continuous_in_a_sparse_crystal(elastic):
+    """Six neighbours, and the next twelve at the cutoff of 8 Å: a step four times finer makes changes finer too."""
+    featurizer = SSLStructureFeaturizer(dtype="float64")
+    scale = featurizer.fit_transform(elastic["structure"][::10].tolist()).std(axis=0)
+    xenon, largest = simple_cubic(5.65, "Xe"), []
+    for n_steps in (16, 64):
+        strains = np.linspace(-0.004, 0.004, n_steps + 1)
+        path = featurizer.transform([strained(xenon, strain) for strain in strains])
+        steps = np.abs(np.diff(path, axis=0)).max(axis=0) / np.maximum(scale, FLOOR)
+        largest.append(steps.max())
+    assert 0.05 < largest[0] < 0.3
+    assert largest[1] < 0.4 * largest[0]
 
 
 @pytest.mark.parametrize("name", ["Fe", "NiAl"])
