@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_matfeat.elements import PROPERTIES, property_table, radius_table
 from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.springs import SPRING_CHANNELS, spring_channels
 
 SHELL_WIDTH, WIDE_WIDTH = 0.3, 1.0
 """Decay lengths of the shell weight, in Å."""
@@ -66,6 +67,7 @@ CELL_CHANNELS = (
     "crystal elongation",
     "wide crystal flatness",
     "wide crystal elongation",
+    *SPRING_CHANNELS,
 )
 
 _COLUMN = {name: i for i, name in enumerate(PROPERTIES)}
@@ -155,12 +157,13 @@ def geometric_channels(batch: CrystalBatch) -> Tensor:
 
 
 def cell_channels(batch: CrystalBatch) -> Tensor:
-    """Return the channels that belong to a whole crystal, (n_crystals, 9), in the order of `CELL_CHANNELS`.
+    """Return the channels that belong to a whole crystal, (n_crystals, 19), in the order of `CELL_CHANNELS`.
 
     ``mass density`` (g/cm³), ``volume per atom`` (Å³), ``sphere volume fraction`` (of spheres with the calculated
     atomic radii, which overlap, so that it may exceed 1), ``elemental packing`` (volumes per atom of the elements'
     ground states, summed, over the cell's), ``valence electron density`` (1/Å³), and the smallest and largest
-    eigenvalue of <u uᵀ>, averaged over the sites: a layered crystal is flat, a chain elongated.
+    eigenvalue of <u uᵀ>, averaged over the sites: a layered crystal is flat, a chain elongated; and what
+    `ssl_matfeat.springs` makes of bonds as springs.
     """
     mass, volume, valence = _properties(batch, "AtomicWeight", "GSvolume_pa", "NValence")
     sphere = 4 / 3 * math.pi * _lookup(radius_table(), batch) ** 3
@@ -187,7 +190,14 @@ def cell_channels(batch: CrystalBatch) -> Tensor:
         / batch.volume[:, None]
     )
     return torch.cat(
-        [intensive[:, :1], (batch.volume / n_sites)[:, None], intensive[:, 1:], *eigenvalues], dim=1
+        [
+            intensive[:, :1],
+            (batch.volume / n_sites)[:, None],
+            intensive[:, 1:],
+            *eigenvalues,
+            spring_channels(batch),
+        ],
+        dim=1,
     )
 
 

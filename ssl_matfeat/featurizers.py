@@ -41,11 +41,11 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     weights : str, Path or Pretrained, default="default"
         A name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
     layers : tuple of str and int, or "auto", default="auto"
-        ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (9 channels of the
-        whole crystal: mass density in g/cm³, volume per atom in Å³ and so on), ``"pretext"`` (what the
-        self-supervised heads predict) and ``"environment"`` (likeness to prototypes of sites), where the weights have
-        them, and integers: l is the embedding NEl, 0 the bare atom, 1 its first shell and so on. "auto" is all of
-        these up to 1.
+        ``"element"`` (22 element properties), ``"shell"`` (27 statistics of the shell), ``"cell"`` (19 channels of the
+        whole crystal: mass density in g/cm³, volume per atom in Å³, stiffness of a network of springs and so on),
+        ``"pretext"`` (what the self-supervised heads predict) and ``"environment"`` (likeness to prototypes of sites),
+        where the weights have them, and integers: l is the embedding NEl, 0 the bare atom, 1 its first shell and so
+        on. "auto" is all of these up to 1.
     pooling : tuple of str or "auto", default="auto"
         Of "mean", "std" (population), "min", "max", "sum", for all layers. All but "sum" are intensive; "sum" is
         extensive and changes with the cell chosen for a crystal. "auto" is mean, std, min and max of "element"

@@ -30,7 +30,7 @@ MAGPIE = "magpie+density+symmetry+lattice"
 STRUCTURAL = "structural"
 REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
-FEATURES_VERSION = "0.2"
+FEATURES_VERSION = "0.3"
 """The version that last changed raw channels and the context encoder; results of earlier ones are not of today's."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
 OWN_WEIGHTS: dict[str, Path] = {}

@@ -1,0 +1,223 @@
+"""Batch → moduli of each crystal, were its bonds springs: whether the whole is rigid, which no mean over sites knows.
+
+The bond i-j is a spring of stiffness k = 167 N/m · s (χ_i χ_j / d²)^(3/4), Gordy's rule (J. Chem. Phys. 14, 305,
+1946) with electronegativities χ (Pauling), d in Å, and the bond order s = exp((r_i + r_j - d) / 0.37 Å), which is
+Brown's bond valence (Acta Cryst. B 41, 244, 1985) but for the covalent radii r. Against being turned it has a tenth of
+that stiffness, as angles would give it (Born's model). The atoms relax under a strain: rigid units bend where they are
+hinged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ssl_matfeat.elements import PROPERTIES, property_table
+from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pooling import pool_mean
+
+DECAY = 0.37
+"""Over this length, in Å, the order of a bond falls to 1/e."""
+TURN = 0.1
+"""Stiffness of a spring against being turned, over that against being stretched."""
+FLOOR = 1.0
+"""GPa, added before the logarithm: below, a modulus tells nothing."""
+SPRING_CHANNELS = (
+    "log affine bulk stiffness",
+    "log affine shear stiffness",
+    "log bulk stiffness",
+    "log shear stiffness",
+    "log least bulk stiffness",
+    "log least shear stiffness",
+    "log bulk relaxation",
+    "log shear relaxation",
+    "log shear anisotropy",
+    "log shear to bulk stiffness",
+)
+
+_GORDY = 167.0  # N/m
+_GPA = 10.0  # from N/m/Å
+_GROUND = 1e-4
+"""Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
+_DENSE = 1000
+"""Sites up to which the equations of a crystal are solved directly."""
+_TOLERANCE, _MAX_STEPS = 1e-8, 1000
+"""Of conjugate gradients: largest residual over right-hand side."""
+
+
+def spring_channels(batch: CrystalBatch) -> Tensor:
+    """Return the moduli of the network of springs, (n_crystals, 10), in the order of `SPRING_CHANNELS`.
+
+    Natural logarithms of moduli in GPa plus 1 (``stiffness``): of the bulk and the shear modulus if all atoms followed
+    the strain (``affine``); if they relax, as Voigt's mean over directions, and as Reuss's (``least``). And of ratios:
+    relaxed over affine modulus (``relaxation``), Reuss's over Voigt's shear modulus (``shear anisotropy``), shear over
+    bulk modulus, both Reuss's.
+    """
+    springs = _Springs(batch)
+    affine = springs.affine()  # (n_crystals, 6, 6)
+    relaxed = affine - springs.relaxation()
+    volume = batch.volume[:, None, None] / _GPA
+    bulk_affine, shear_affine, *_ = _moduli(affine / volume)
+    bulk, shear, least_bulk, least_shear = _moduli(relaxed / volume)
+    return torch.stack(
+        [
+            bulk_affine,
+            shear_affine,
+            bulk,
+            shear,
+            least_bulk,
+            least_shear,
+            bulk - bulk_affine,
+            shear - shear_affine,
+            least_shear - shear,
+            least_shear - least_bulk,
+        ],
+        dim=1,
+    )
+
+
+class _Springs:
+    """The springs of a batch: their energy is ½ Σ_e δᵀ K_e δ, with δ = ε r + u_neighbour - u_centre.
+
+    Strains ε are written in six symmetric matrices of norm 1 (Mandel's notation), so that the elasticity tensor is a
+    matrix whose trace and eigenvalues do not depend on the orientation of the crystal.
+    """
+
+    def __init__(self, batch: CrystalBatch) -> None:
+        self.batch = batch
+        self.neighbor, self.center = batch.edge_index
+        self.unit = batch.vector / batch.distance[:, None]  # (n_edges, 3)
+        # A bond stands twice in the list, once from either end.
+        self.k = 0.5 * batch.weight * _stiffness(batch)  # (n_edges,)
+        self.strains = _strains().to(self.k)  # (6, 3, 3)
+        self.stretch = torch.einsum("vab,eb->eav", self.strains, batch.vector)  # (n_edges, 3, 6)
+        self.force = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6)
+        per_site = self.k.new_zeros(len(batch.numbers)).index_add_(0, self.center, self.k)
+        mean = pool_mean(per_site[:, None], batch)  # (n_crystals, 1)
+        self.ground = (_GROUND * mean + 1e-9)[batch.batch, :, None]  # (n_sites, 1, 1)
+
+    def affine(self) -> Tensor:
+        """Return the second derivative of the energy by strain with all atoms in their places, (n_crystals, 6, 6)."""
+        along = (self.unit[:, :, None] * self.stretch).sum(
+            1
+        )  # (n_edges, 6), by how much a strain stretches
+        k = self.k[:, None, None]
+        crystal = self.batch.batch[self.center]
+        r = self.batch.vector
+        rr = _sum(k * r[:, :, None] * r[:, None, :], crystal, self.batch)  # (n_crystals, 3, 3)
+        turned = torch.einsum("vab,wac,nbc->nvw", self.strains, self.strains, rr)
+        stretched = _sum(k * along[:, :, None] * along[:, None, :], crystal, self.batch)
+        return (1 - TURN) * stretched + TURN * turned
+
+    def relaxation(self) -> Tensor:
+        """Return what it loses when the atoms relax, (n_crystals, 6, 6)."""
+        n_sites = torch.bincount(self.batch.batch, minlength=self.batch.num_graphs)
+        moved = torch.zeros_like(self.force)  # (n_sites, 3, 6)
+        large = n_sites > _DENSE
+        for n in torch.unique(n_sites[~large]).tolist():
+            self._solve_directly(moved, n_sites == n, n)
+        if large.any():
+            self._solve_by_gradients(moved, large)
+        return _sum(self.force.mT @ moved, self.batch.batch, self.batch)
+
+    def _solve_directly(self, moved: Tensor, chosen: Tensor, n: int) -> None:
+        """Write the displacements of the chosen crystals, of ``n`` sites each, into ``moved``."""
+        sites = chosen[self.batch.batch]  # (n_sites,)
+        n_crystals = int(chosen.sum())
+        place = torch.cumsum(sites, 0) - 1  # of a site among the chosen
+        edges = sites[self.center]
+        i, j, unit = place[self.neighbor[edges]], place[self.center[edges]], self.unit[edges]
+        identity = torch.eye(3).to(unit)
+        K = (1 - TURN) * unit[:, :, None] * unit[:, None, :] + TURN * identity  # (n_edges, 3, 3)
+        K = self.k[edges, None, None] * K
+        H = K.new_zeros(n_crystals * n, n, 3, 3)
+        for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            H.index_put_((row, column % n), sign * K, accumulate=True)
+        diagonal = torch.arange(n_crystals * n, device=K.device)
+        H[diagonal, diagonal % n] += self.ground[sites] * identity
+        H = H.view(n_crystals, n, n, 3, 3).transpose(2, 3).reshape(n_crystals, 3 * n, 3 * n)
+        force = self.force[sites].view(n_crystals, 3 * n, 6)
+        solved = torch.cholesky_solve(force, torch.linalg.cholesky(H))
+        moved[sites] = solved.reshape(n_crystals * n, 3, 6)
+
+    def _solve_by_gradients(self, moved: Tensor, chosen: Tensor) -> None:
+        """Write the displacements of the chosen crystals into ``moved``, by conjugate gradients."""
+        sites = chosen[self.batch.batch]
+        residual = torch.where(sites[:, None, None], self.force, 0.0)
+        goal = _TOLERANCE**2 * self._dot(residual, residual)
+        direction, size = residual, self._dot(residual, residual)  # size: (n_crystals, 1, 6)
+        for _ in range(_MAX_STEPS):
+            if (size <= goal).all():
+                return
+            response = self._hessian(direction)
+            step = size / self._dot(direction, response).clamp_min(math.ulp(0.0))
+            moved += step[self.batch.batch] * direction
+            residual = residual - step[self.batch.batch] * response
+            last, size = size, self._dot(residual, residual)
+            direction = (
+                residual + (size / last.clamp_min(math.ulp(0.0)))[self.batch.batch] * direction
+            )
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the scalar products of the displacements of each crystal, (n_crystals, 1, 6)."""
+        return _sum((a * b).sum(1, keepdim=True), self.batch.batch, self.batch)
+
+    def _hessian(self, displacement: Tensor) -> Tensor:
+        """Return the forces against displacements, both (n_sites, 3, 6)."""
+        delta = displacement[self.neighbor] - displacement[self.center]
+        return self._on_atoms(self._tension(delta)) + self.ground * displacement
+
+    def _tension(self, delta: Tensor) -> Tensor:
+        """Return K δ of every spring, (n_edges, 3, 6)."""
+        unit = self.unit[:, :, None]
+        along = unit * (unit * delta).sum(1, keepdim=True)
+        return self.k[:, None, None] * ((1 - TURN) * along + TURN * delta)
+
+    def _on_atoms(self, tension: Tensor) -> Tensor:
+        """Sum the tension of the edges, (n_edges, 3, 6), over both of their ends, (n_sites, 3, 6)."""
+        total = tension.new_zeros(len(self.batch.numbers), 3, 6)
+        return total.index_add_(0, self.neighbor, tension).index_add_(0, self.center, -tension)
+
+
+def _stiffness(batch: CrystalBatch) -> Tensor:
+    """Return that of each edge in N/m, (n_edges,)."""
+    columns = [PROPERTIES.index(name) for name in ("Electronegativity", "CovalentRadius")]
+    table = torch.from_numpy(property_table()[:, columns]).to(batch.distance)
+    chi, radius = table[batch.numbers].unbind(1)
+    neighbor, center = batch.edge_index
+    excess = batch.distance - 0.01 * (radius[neighbor] + radius[center])  # radii come in pm
+    order = torch.exp(-excess / DECAY)
+    return _GORDY * order * (chi[neighbor] * chi[center] / batch.distance**2) ** 0.75
+
+
+def _strains() -> Tensor:
+    """Return six symmetric matrices of norm 1, (6, 3, 3), the diagonal ones first."""
+    basis = torch.zeros(6, 3, 3, dtype=torch.float64)
+    for v, (a, b) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
+        basis[v, a, b] = basis[v, b, a] = 1 if a == b else math.sqrt(0.5)
+    return basis
+
+
+def _moduli(C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log(modulus + `FLOOR`) of Voigt's bulk and shear, and of Reuss's bulk and shear modulus.
+
+    Hill, Proc. Phys. Soc. A 65, 349 (1952). An isotropic matrix is 3 K on uniform expansion and 2 G on the five shears.
+    """
+    C = C + 1e-3 * FLOOR * torch.eye(6).to(C)
+    S = torch.linalg.inv(C)
+    expansion = C.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) / math.sqrt(3)
+    stiff, compliant = expansion @ C @ expansion, expansion @ S @ expansion  # (n_crystals,)
+    trace, trace_of_inverse = (M.diagonal(dim1=1, dim2=2).sum(1) for M in (C, S))
+    return (
+        torch.log(stiff / 3 + FLOOR),
+        torch.log((trace - stiff) / 10 + FLOOR),
+        torch.log(1 / (3 * compliant) + FLOOR),
+        torch.log(5 / (2 * (trace_of_inverse - compliant)) + FLOOR),
+    )
+
+
+def _sum(x: Tensor, crystal: Tensor, batch: CrystalBatch) -> Tensor:
+    """Sum rows over the crystals that they belong to."""
+    return x.new_zeros(batch.num_graphs, *x.shape[1:]).index_add_(0, crystal, x)

@@ -1,0 +1,137 @@
+"""Moduli of networks of springs against those that can be worked out by hand, and against finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CRYSTALS, batch_of, diamond, fcc, graphene, rock_salt, shake, simple_cubic
+from pymatgen.core import Lattice, Structure
+
+from ssl_matfeat import springs
+from ssl_matfeat.springs import SPRING_CHANNELS, spring_channels
+
+MOVABLE = {
+    "triclinic": CRYSTALS["triclinic"],
+    "diamond": diamond(),
+    "graphene": graphene(),
+    "rattled": shake(CRYSTALS["SrTiO3"], 1, 0.2),
+}
+"""Crystals whose atoms move against each other under a strain: in those of higher symmetry they need not."""
+
+
+def moduli(structure, n_neighbors=12):
+    """Return the spring channels by name, the stiffnesses as moduli in GPa."""
+    values = spring_channels(batch_of(structure, n_neighbors=n_neighbors))[0].tolist()
+    named = dict(zip(SPRING_CHANNELS, values, strict=True))
+    return {
+        name: np.exp(value) - 1 if name.endswith("stiffness") and " to " not in name else value
+        for name, value in named.items()
+    }
+
+
+def stiffness(chi, radii, d):
+    """Return what the module's text says, in N/m."""
+    return 167 * np.exp((radii - d) / 0.37) * (chi / d**2) ** 0.75
+
+
+def test_moduli_of_copper_are_those_of_its_first_shell():
+    """12 springs a site: C_abcd = Σ_e k_e [...] / 2V, of which Voigt's means need no direction."""
+    a = 3.615
+    d = a / 2**0.5
+    k, t = stiffness(1.9**2, 2 * 1.32, d), springs.TURN
+    per_volume = 10 * 12 * k * d**2 / 2 / (a**3 / 4)  # GPa
+    found = moduli(fcc(a))
+    bulk = per_volume / 9  # expansion only stretches
+    # trace of C: stretching gives (1 - t), turning |ε r|² = t · (r² · 6 strains · 1/3 ...) = 2 t
+    trace = per_volume * ((1 - t) + 2 * t)
+    assert found["log affine bulk stiffness"] == pytest.approx(bulk, rel=1e-3)
+    assert found["log affine shear stiffness"] == pytest.approx((trace - 3 * bulk) / 10, rel=1e-3)
+    for name in ("bulk", "shear"):  # one atom in the cell has nowhere to go
+        assert found[f"log {name} relaxation"] == pytest.approx(0, abs=1e-9)
+    assert found["log least bulk stiffness"] == pytest.approx(bulk, rel=1e-3)
+    assert found["log shear anisotropy"] < -0.01  # C44 is not (C11 - C12) / 2
+
+
+def test_simple_cubic_resists_shear_by_turning_alone():
+    """Six springs along the axes: C11 = k/a, C44 = t k/2a by symmetrised strain, C12 = 0."""
+    a = 3.345
+    batch = batch_of(simple_cubic(a), n_neighbors=6)
+    network = springs._Springs(batch)
+    C = (network.affine() / batch.volume[0] * 10)[0]
+    k = stiffness(2.0**2, 2 * 1.40, a)
+    expected = np.diag([10 * k / a] * 3 + [springs.TURN * 10 * k / a] * 3)
+    shares = np.eye(6) * expected
+    np.testing.assert_allclose(C, shares, rtol=1e-6, atol=1e-6 * 10 * k / a)
+
+
+def energy(batch, strain, moved):
+    """Return the energy of the springs of a batch, written once more from its definition."""
+    network = springs._Springs(batch)
+    delta = batch.vector @ strain + moved[network.neighbor] - moved[network.center]
+    along = (network.unit * delta).sum(1)
+    t = springs.TURN
+    bonds = network.k * ((1 - t) * along**2 + t * delta.square().sum(1))
+    return 0.5 * (bonds.sum() + (network.ground[:, 0] * moved.square()).sum())
+
+
+@pytest.mark.parametrize("name", ["triclinic", "diamond", "graphene", "rattled"])
+def test_relaxed_moduli_are_the_curvature_of_the_least_energy(name):
+    """For random strains the energy, minimised over the atoms by a general solver, is ½ ε C ε."""
+    batch = batch_of(MOVABLE[name])
+    network = springs._Springs(batch)
+    C = (network.affine() - network.relaxation())[0]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        v = torch.randn(6, generator=generator, dtype=torch.float64)
+        strain = torch.einsum("v,vab->ab", v, network.strains)
+        n = len(batch.numbers)
+        start = torch.zeros(n, 3, dtype=torch.float64)
+        gradient = torch.func.grad(lambda u, strain=strain: energy(batch, strain, u))(start)
+        hessian = torch.func.hessian(lambda u, strain=strain: energy(batch, strain, u))(start)
+        moved = -torch.linalg.solve(hessian.reshape(3 * n, 3 * n), gradient.reshape(3 * n))
+        least = energy(batch, strain, moved.view(n, 3))
+        torch.testing.assert_close(least, 0.5 * v @ C @ v, rtol=1e-8, atol=1e-8)
+        assert least < 0.999 * energy(batch, strain, start)
+
+
+def test_large_crystals_are_solved_as_small_ones(monkeypatch):
+    batch = batch_of(*(CRYSTALS[name] for name in ("SrTiO3", "triclinic", "NaCl")))
+    direct = spring_channels(batch)
+    monkeypatch.setattr(springs, "_DENSE", 5)  # SrTiO3 stays below
+    mixed = spring_channels(batch)
+    monkeypatch.setattr(springs, "_DENSE", 0)
+    for found in (mixed, spring_channels(batch)):
+        torch.testing.assert_close(found, direct, rtol=1e-7, atol=1e-7)
+
+
+def test_hinged_tetrahedra_give_way_where_packed_spheres_do_not():
+    """β-cristobalite's SiO2 bends at its oxygens, however large the cell; close packing has nowhere to go."""
+    silicon = diamond(7.16, "Si")
+    hinged = silicon.copy()
+    for atom in silicon[:4]:  # one of the two sublattices
+        for other in silicon.get_neighbors(atom, 3.2):
+            hinged.append("O", (atom.coords + other.coords) / 2, coords_are_cartesian=True)
+    assert hinged.composition.reduced_formula == "SiO2"
+    for structure in (hinged, hinged * (2, 1, 2)):
+        assert moduli(structure, 4)["log shear relaxation"] < -0.3
+    assert moduli(fcc() * (2, 2, 2))["log shear relaxation"] == pytest.approx(0, abs=1e-9)
+
+
+def test_layers_that_hardly_bind_have_soft_directions():
+    near = Structure(
+        Lattice.hexagonal(2.46, 6.7),
+        ["C"] * 4,
+        [[0, 0, 0], [1 / 3, 2 / 3, 0], [0, 0, 0.5], [2 / 3, 1 / 3, 0.5]],
+    )
+    far = Structure(Lattice.hexagonal(2.46, 9.0), ["C"] * 4, near.frac_coords)
+    found = [moduli(s, n_neighbors=30) for s in (near, far)]
+    for name in ("log least bulk stiffness", "log least shear stiffness"):
+        assert found[1][name] < 0.1 * found[0][name]
+    assert found[1]["log shear anisotropy"] < found[0]["log shear anisotropy"] < -1
+
+
+def test_salt_is_softer_than_copper_and_a_gas_has_no_stiffness():
+    copper, salt = moduli(fcc()), moduli(rock_salt())
+    gas = moduli(fcc(12.0, "Ar"))
+    assert copper["log least bulk stiffness"] > 3 * salt["log least bulk stiffness"] > 30
+    assert 0 <= gas["log affine bulk stiffness"] < 1e-3
+    assert np.isfinite(list(gas.values())).all()
