@@ -43,7 +43,7 @@ _GROUND = 1e-4
 """Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
 _DENSE = 1000
 """Sites up to which the equations of a crystal are solved directly."""
-_TOLERANCE, _MAX_STEPS = 1e-8, 1000
+_TOLERANCE, _MAX_STEPS = 1e-8, 10_000
 """Of conjugate gradients: largest residual over right-hand side."""
 
 
@@ -100,9 +100,8 @@ class _Springs:
 
     def affine(self) -> Tensor:
         """Return the second derivative of the energy by strain with all atoms in their places, (n_crystals, 6, 6)."""
-        along = (self.unit[:, :, None] * self.stretch).sum(
-            1
-        )  # (n_edges, 6), by how much a strain stretches
+        # By how much each strain stretches each spring.
+        along = (self.unit[:, :, None] * self.stretch).sum(1)  # (n_edges, 6)
         k = self.k[:, None, None]
         crystal = self.batch.batch[self.center]
         r = self.batch.vector
@@ -145,6 +144,7 @@ class _Springs:
     def _solve_by_gradients(self, moved: Tensor, chosen: Tensor) -> None:
         """Write the displacements of the chosen crystals into ``moved``, by conjugate gradients."""
         sites = chosen[self.batch.batch]
+        tiny = torch.finfo(self.force.dtype).tiny  # where a crystal is done, 0/0 is to be 0
         residual = torch.where(sites[:, None, None], self.force, 0.0)
         goal = _TOLERANCE**2 * self._dot(residual, residual)
         direction, size = residual, self._dot(residual, residual)  # size: (n_crystals, 1, 6)
@@ -152,13 +152,11 @@ class _Springs:
             if (size <= goal).all():
                 return
             response = self._hessian(direction)
-            step = size / self._dot(direction, response).clamp_min(math.ulp(0.0))
+            step = size / self._dot(direction, response).clamp_min(tiny)
             moved += step[self.batch.batch] * direction
             residual = residual - step[self.batch.batch] * response
             last, size = size, self._dot(residual, residual)
-            direction = (
-                residual + (size / last.clamp_min(math.ulp(0.0)))[self.batch.batch] * direction
-            )
+            direction = residual + (size / last.clamp_min(tiny))[self.batch.batch] * direction
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the scalar products of the displacements of each crystal, (n_crystals, 1, 6)."""

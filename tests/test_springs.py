@@ -135,3 +135,15 @@ def test_salt_is_softer_than_copper_and_a_gas_has_no_stiffness():
     assert copper["log least bulk stiffness"] > 3 * salt["log least bulk stiffness"] > 30
     assert 0 <= gas["log affine bulk stiffness"] < 1e-3
     assert np.isfinite(list(gas.values())).all()
+
+
+def test_stiffness_goes_with_the_moduli_of_real_crystals(elastic):
+    """docs/features.rst has these correlations of the whole set; every tenth crystal will do here."""
+    frame = elastic.iloc[::10]
+    values = spring_channels(batch_of(*frame["structure"])).numpy()
+    bulk = np.corrcoef(
+        values[:, SPRING_CHANNELS.index("log bulk stiffness")], np.log(frame["K_VRH"])
+    )
+    volumes = [s.volume / len(s) for s in frame["structure"]]
+    by_volume = np.corrcoef(volumes, np.log(frame["K_VRH"]))
+    assert bulk[0, 1] > 0.85 > -by_volume[0, 1]
