@@ -1,4 +1,4 @@
-"""Batch → raw channels of each site: element properties and smooth statistics of its shell; no network.
+"""Batch → raw channels of each site, element properties and smooth statistics of its shell, and of each crystal.
 
 Every statistic of a shell is a weighted mean over the edges of a site, ``<q> = Σ w q / Σ w`` with
 ``w = f exp(-(d - d_min) / width)``: the first shell counts fully, and farther neighbours fade out smoothly, the sooner
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_matfeat.elements import PROPERTIES, property_table, radius_table
 from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.pooling import sum_by_crystal
 from ssl_matfeat.springs import SPRING_CHANNELS, spring_channels
 
 SHELL_WIDTH, WIDE_WIDTH = 0.3, 1.0
@@ -176,9 +177,7 @@ def cell_channels(batch: CrystalBatch) -> Tensor:
         [torch.stack([torch.ones_like(mass), mass, sphere, volume, valence], dim=1), *directions],
         dim=1,
     )
-    summed = per_site.new_zeros(batch.num_graphs, per_site.shape[1]).index_add_(
-        0, batch.batch, per_site
-    )
+    summed = sum_by_crystal(per_site, batch)
     n_sites, total_mass, spheres, elemental, electrons = summed[:, :5].unbind(1)
     tensors = summed[:, 5:] / n_sites[:, None]
     eigenvalues = [

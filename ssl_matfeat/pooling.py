@@ -34,11 +34,13 @@ def pool(x: Tensor, batch: CrystalBatch, statistics: tuple[str, ...]) -> Tensor:
 def pool_mean(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Return the mean over the sites of each crystal, (n_crystals, n_channels)."""
     n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)
-    return _sum(x, batch) / n_sites[:, None]
+    return sum_by_crystal(x, batch) / n_sites[:, None]
 
 
-def _sum(x: Tensor, batch: CrystalBatch) -> Tensor:
-    return x.new_zeros(batch.num_graphs, x.shape[1]).index_add_(0, batch.batch, x)
+def sum_by_crystal(x: Tensor, batch: CrystalBatch, crystal: Tensor | None = None) -> Tensor:
+    """Sum rows by the ``crystal`` that each belongs to, (n_crystals, ...); None is a row a site."""
+    index = batch.batch if crystal is None else crystal
+    return x.new_zeros(batch.num_graphs, *x.shape[1:]).index_add_(0, index, x)
 
 
 def _std(x: Tensor, batch: CrystalBatch) -> Tensor:
@@ -63,4 +65,4 @@ def _max(x: Tensor, batch: CrystalBatch) -> Tensor:
     return _extremum(x, batch, "amax")
 
 
-_POOL = {"mean": pool_mean, "std": _std, "min": _min, "max": _max, "sum": _sum}
+_POOL = {"mean": pool_mean, "std": _std, "min": _min, "max": _max, "sum": sum_by_crystal}

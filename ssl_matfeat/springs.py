@@ -1,22 +1,24 @@
 """Batch → moduli of each crystal, were its bonds springs: whether the whole is rigid, which no mean over sites knows.
 
-The bond i-j is a spring of stiffness k = 167 N/m · s (χ_i χ_j / d²)^(3/4), Gordy's rule (J. Chem. Phys. 14, 305,
-1946) with electronegativities χ (Pauling), d in Å, and the bond order s = exp((r_i + r_j - d) / 0.37 Å), which is
-Brown's bond valence (Acta Cryst. B 41, 244, 1985) but for the covalent radii r. Against being turned it has a tenth of
-that stiffness, as angles would give it (Born's model). The atoms relax under a strain: rigid units bend where they are
-hinged.
+The bond i-j is a spring of stiffness k = 167 N/m · s (χ_i χ_j / d²)^(3/4): Gordy's rule (J. Chem. Phys. 14, 305, 1946)
+without its constant, so that a bond of no order has no stiffness. χ are electronegativities (Pauling), d is in Å, and
+s = exp((r_i + r_j - d) / 0.37 Å) is Brown's bond valence (Acta Cryst. B 41, 244, 1985) with the sum of covalent radii
+in place of his fitted length. A tenth of k resists the turning of the bond (Born's model), which stands for angles but,
+unlike them, also resists the rotation of a rigid unit. The atoms relax under a strain.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ssl_matfeat.elements import PROPERTIES, property_table
 from ssl_matfeat.graph import CrystalBatch
-from ssl_matfeat.pooling import pool_mean
+from ssl_matfeat.pooling import pool_mean, sum_by_crystal
 
 DECAY = 0.37
 """Over this length, in Å, the order of a bond falls to 1/e."""
@@ -34,7 +36,7 @@ SPRING_CHANNELS = (
     "log bulk relaxation",
     "log shear relaxation",
     "log shear anisotropy",
-    "log shear to bulk stiffness",
+    "log shear to bulk ratio",
 )
 
 _GORDY = 167.0  # N/m
@@ -42,7 +44,7 @@ _GPA = 10.0  # from N/m/Å
 _GROUND = 1e-4
 """Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
 _DENSE = 1000
-"""Sites up to which the equations of a crystal are solved directly."""
+"""Sites up to which the equations of a crystal are solved directly, in some 200 MB at most."""
 _TOLERANCE, _MAX_STEPS = 1e-8, 10_000
 """Of conjugate gradients: largest residual over right-hand side."""
 
@@ -51,16 +53,16 @@ def spring_channels(batch: CrystalBatch) -> Tensor:
     """Return the moduli of the network of springs, (n_crystals, 10), in the order of `SPRING_CHANNELS`.
 
     Natural logarithms of moduli in GPa plus 1 (``stiffness``): of the bulk and the shear modulus if all atoms followed
-    the strain (``affine``); if they relax, as Voigt's mean over directions, and as Reuss's (``least``). And of ratios:
-    relaxed over affine modulus (``relaxation``), Reuss's over Voigt's shear modulus (``shear anisotropy``), shear over
-    bulk modulus, both Reuss's.
+    the strain (``affine``; the latter is 0.69 of the former in every crystal, by Cauchy's relations); if they relax, as
+    Voigt's mean over directions, and as Reuss's (``least``). And differences of these logarithms: relaxed less affine
+    (``relaxation``), Reuss's less Voigt's shear modulus (``shear anisotropy``), shear less bulk modulus, both Reuss's.
     """
     springs = _Springs(batch)
     affine = springs.affine()  # (n_crystals, 6, 6)
     relaxed = affine - springs.relaxation()
-    volume = batch.volume[:, None, None] / _GPA
-    bulk_affine, shear_affine, *_ = _moduli(affine / volume)
-    bulk, shear, least_bulk, least_shear = _moduli(relaxed / volume)
+    per_volume = _GPA / batch.volume[:, None, None]
+    bulk_affine, shear_affine, *_ = _moduli(affine * per_volume)
+    bulk, shear, least_bulk, least_shear = _moduli(relaxed * per_volume)
     return torch.stack(
         [
             bulk_affine,
@@ -79,7 +81,7 @@ def spring_channels(batch: CrystalBatch) -> Tensor:
 
 
 class _Springs:
-    """The springs of a batch: their energy is ½ Σ_e δᵀ K_e δ, with δ = ε r + u_neighbour - u_centre.
+    """The springs of a batch, of energy ½ Σ_e δᵀ K_e δ + ½ Σ_i g u_i², with δ = ε r + u_neighbour - u_centre.
 
     Strains ε are written in six symmetric matrices of norm 1 (Mandel's notation), so that the elasticity tensor is a
     matrix whose trace and eigenvalues do not depend on the orientation of the crystal.
@@ -89,11 +91,11 @@ class _Springs:
         self.batch = batch
         self.neighbor, self.center = batch.edge_index
         self.unit = batch.vector / batch.distance[:, None]  # (n_edges, 3)
-        # A bond stands twice in the list, once from either end.
+        # A bond stands in the lists of both ends, and counts half if one of them does not reach as far.
         self.k = 0.5 * batch.weight * _stiffness(batch)  # (n_edges,)
         self.strains = _strains().to(self.k)  # (6, 3, 3)
         self.stretch = torch.einsum("vab,eb->eav", self.strains, batch.vector)  # (n_edges, 3, 6)
-        self.force = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6)
+        self.gradient = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6), ∂²E/∂u∂ε
         per_site = self.k.new_zeros(len(batch.numbers)).index_add_(0, self.center, self.k)
         mean = pool_mean(per_site[:, None], batch)  # (n_crystals, 1)
         self.ground = (_GROUND * mean + 1e-9)[batch.batch, :, None]  # (n_sites, 1, 1)
@@ -105,24 +107,26 @@ class _Springs:
         k = self.k[:, None, None]
         crystal = self.batch.batch[self.center]
         r = self.batch.vector
-        rr = _sum(k * r[:, :, None] * r[:, None, :], crystal, self.batch)  # (n_crystals, 3, 3)
+        rr = sum_by_crystal(
+            k * r[:, :, None] * r[:, None, :], self.batch, crystal
+        )  # (n_crystals, 3, 3)
         turned = torch.einsum("vab,wac,nbc->nvw", self.strains, self.strains, rr)
-        stretched = _sum(k * along[:, :, None] * along[:, None, :], crystal, self.batch)
+        stretched = sum_by_crystal(k * along[:, :, None] * along[:, None, :], self.batch, crystal)
         return (1 - TURN) * stretched + TURN * turned
 
     def relaxation(self) -> Tensor:
-        """Return what it loses when the atoms relax, (n_crystals, 6, 6)."""
+        """Return by how much relaxing atoms lower that derivative, (n_crystals, 6, 6)."""
         n_sites = torch.bincount(self.batch.batch, minlength=self.batch.num_graphs)
-        moved = torch.zeros_like(self.force)  # (n_sites, 3, 6)
+        moved = torch.zeros_like(self.gradient)  # (n_sites, 3, 6), -∂u/∂ε
         large = n_sites > _DENSE
         for n in torch.unique(n_sites[~large]).tolist():
             self._solve_directly(moved, n_sites == n, n)
         if large.any():
             self._solve_by_gradients(moved, large)
-        return _sum(self.force.mT @ moved, self.batch.batch, self.batch)
+        return sum_by_crystal(self.gradient.mT @ moved, self.batch)
 
     def _solve_directly(self, moved: Tensor, chosen: Tensor, n: int) -> None:
-        """Write the displacements of the chosen crystals, of ``n`` sites each, into ``moved``."""
+        """Write (∂²E/∂u²)⁻¹ gradient of the chosen crystals, of ``n`` sites each, into ``moved``."""
         sites = chosen[self.batch.batch]  # (n_sites,)
         n_crystals = int(chosen.sum())
         place = torch.cumsum(sites, 0) - 1  # of a site among the chosen
@@ -137,15 +141,15 @@ class _Springs:
         diagonal = torch.arange(n_crystals * n, device=K.device)
         H[diagonal, diagonal % n] += self.ground[sites] * identity
         H = H.view(n_crystals, n, n, 3, 3).transpose(2, 3).reshape(n_crystals, 3 * n, 3 * n)
-        force = self.force[sites].view(n_crystals, 3 * n, 6)
-        solved = torch.cholesky_solve(force, torch.linalg.cholesky(H))
+        gradient = self.gradient[sites].view(n_crystals, 3 * n, 6)
+        solved = torch.cholesky_solve(gradient, torch.linalg.cholesky(H))
         moved[sites] = solved.reshape(n_crystals * n, 3, 6)
 
     def _solve_by_gradients(self, moved: Tensor, chosen: Tensor) -> None:
-        """Write the displacements of the chosen crystals into ``moved``, by conjugate gradients."""
+        """Write the same into ``moved``, by conjugate gradients."""
         sites = chosen[self.batch.batch]
-        tiny = torch.finfo(self.force.dtype).tiny  # where a crystal is done, 0/0 is to be 0
-        residual = torch.where(sites[:, None, None], self.force, 0.0)
+        tiny = torch.finfo(self.gradient.dtype).tiny  # where a crystal is done, 0/0 is to be 0
+        residual = torch.where(sites[:, None, None], self.gradient, 0.0)
         goal = _TOLERANCE**2 * self._dot(residual, residual)
         direction, size = residual, self._dot(residual, residual)  # size: (n_crystals, 1, 6)
         for _ in range(_MAX_STEPS):
@@ -157,13 +161,19 @@ class _Springs:
             residual = residual - step[self.batch.batch] * response
             last, size = size, self._dot(residual, residual)
             direction = residual + (size / last.clamp_min(tiny))[self.batch.batch] * direction
+        warnings.warn(
+            f"the network of springs of a crystal of more than {_DENSE} sites did not come to rest in {_MAX_STEPS} "
+            "steps; its stiffness channels are too large. Are most of its atoms without bonds?",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the scalar products of the displacements of each crystal, (n_crystals, 1, 6)."""
-        return _sum((a * b).sum(1, keepdim=True), self.batch.batch, self.batch)
+        """Return the scalar products of what is given for each site, by crystal, (n_crystals, 1, 6)."""
+        return sum_by_crystal((a * b).sum(1, keepdim=True), self.batch)
 
     def _hessian(self, displacement: Tensor) -> Tensor:
-        """Return the forces against displacements, both (n_sites, 3, 6)."""
+        """Return ∂²E/∂u² times displacements, both (n_sites, 3, 6)."""
         delta = displacement[self.neighbor] - displacement[self.center]
         return self._on_atoms(self._tension(delta)) + self.ground * displacement
 
@@ -203,7 +213,9 @@ def _moduli(C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Hill, Proc. Phys. Soc. A 65, 349 (1952). An isotropic matrix is 3 K on uniform expansion and 2 G on the five shears.
     """
-    C = C + 1e-3 * FLOOR * torch.eye(6).to(C)
+    C = C + 1e-3 * FLOOR * torch.eye(6).to(
+        C
+    )  # to have an inverse where nothing holds the crystal together
     S = torch.linalg.inv(C)
     expansion = C.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) / math.sqrt(3)
     stiff, compliant = expansion @ C @ expansion, expansion @ S @ expansion  # (n_crystals,)
@@ -214,8 +226,3 @@ def _moduli(C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.log(1 / (3 * compliant) + FLOOR),
         torch.log(5 / (2 * (trace_of_inverse - compliant)) + FLOOR),
     )
-
-
-def _sum(x: Tensor, crystal: Tensor, batch: CrystalBatch) -> Tensor:
-    """Sum rows over the crystals that they belong to."""
-    return x.new_zeros(batch.num_graphs, *x.shape[1:]).index_add_(0, crystal, x)
