@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_matfeat.elements import PROPERTIES, property_table, radius_table
+from ssl_matfeat.elements import (
+    PROPERTIES,
+    look_up,
+    properties_of,
+    property_table,
+    radius_table,
+)
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pooling import sum_by_crystal
-from ssl_matfeat.springs import SPRING_CHANNELS, spring_channels
+from ssl_matfeat.springs import SPRING_CHANNELS, gordy_force_constant, spring_channels
 
 SHELL_WIDTH, WIDE_WIDTH = 0.3, 1.0
 """Decay lengths of the shell weight, in Å."""
@@ -71,8 +76,6 @@ CELL_CHANNELS = (
     *SPRING_CHANNELS,
 )
 
-_COLUMN = {name: i for i, name in enumerate(PROPERTIES)}
-
 
 class _Shell:
     """The weights of the edges of a batch, and means with them."""
@@ -104,7 +107,7 @@ def shell_weights(batch: CrystalBatch) -> tuple[Tensor, Tensor]:
 
 def element_channels(batch: CrystalBatch) -> Tensor:
     """Return the properties of each site's element, (n_sites, 22), see `ssl_matfeat.elements.PROPERTIES`."""
-    return _lookup(property_table(), batch)
+    return look_up(property_table(), batch.numbers, batch.distance)
 
 
 def shell_channels(batch: CrystalBatch) -> Tensor:
@@ -166,8 +169,10 @@ def cell_channels(batch: CrystalBatch) -> Tensor:
     eigenvalue of <u uᵀ>, averaged over the sites: a layered crystal is flat, a chain elongated; and what
     `ssl_matfeat.springs` makes of bonds as springs.
     """
-    mass, volume, valence = _properties(batch, "AtomicWeight", "GSvolume_pa", "NValence")
-    sphere = 4 / 3 * math.pi * _lookup(radius_table(), batch) ** 3
+    mass, volume, valence = properties_of(
+        batch.numbers, batch.distance, "AtomicWeight", "GSvolume_pa", "NValence"
+    )
+    sphere = 4 / 3 * math.pi * look_up(radius_table(), batch.numbers, batch.distance) ** 3
     d = batch.distance[:, None]
     outer = _outer(batch.vector / d)
     directions = [
@@ -204,13 +209,13 @@ def _bond_quantities(batch: CrystalBatch) -> Tensor:
     """Return what is averaged over the bonds, (n_edges, 13), as `BOND_CHANNELS` begins."""
     neighbor, center = batch.edge_index
     d = batch.distance
-    chi, mass, valence, melting = _properties(
-        batch, "Electronegativity", "AtomicWeight", "NValence", "MeltingT"
+    chi, mass, valence, melting = properties_of(
+        batch.numbers, batch.distance, "Electronegativity", "AtomicWeight", "NValence", "MeltingT"
     )
-    radius = _lookup(radius_table(), batch)
+    radius = look_up(radius_table(), batch.numbers, batch.distance)
     inverse_mass = 1 / mass[center] + 1 / mass[neighbor]  # of the reduced mass, 1/u
     relative = d / (radius[center] + radius[neighbor])
-    force_constant = (chi[center] * chi[neighbor] / d**2) ** 0.75
+    force_constant = gordy_force_constant(batch, chi)
     return torch.stack(
         [
             d,
@@ -279,12 +284,3 @@ def spherical_harmonics(unit: Tensor, degrees: tuple[int, ...]) -> list[Tensor]:
             ]
         result.append(torch.stack(columns, dim=1))
     return result
-
-
-def _properties(batch: CrystalBatch, *names: str) -> tuple[Tensor, ...]:
-    """Return the named element properties, each (n_sites,)."""
-    return _lookup(property_table()[:, [_COLUMN[name] for name in names]], batch).unbind(1)
-
-
-def _lookup(table: np.ndarray, batch: CrystalBatch) -> Tensor:
-    return torch.from_numpy(table).to(batch.distance)[batch.numbers]

@@ -7,9 +7,11 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np
+import torch
 from matminer.utils.data import MagpieData
 from numpy.typing import NDArray
 from pymatgen.core import Element
+from torch import Tensor
 
 from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
 
@@ -53,6 +55,17 @@ def property_table() -> NDArray[np.float64]:
     for z in range(1, MAX_ATOMIC_NUMBER + 1):
         table[z] = [magpie.get_elemental_property(Element.from_Z(z), name) for name in PROPERTIES]
     return table
+
+
+def properties_of(numbers: Tensor, like: Tensor, *names: str) -> tuple[Tensor, ...]:
+    """Return the named properties of atoms, each (n_sites,), with the type and device of ``like``."""
+    columns = [PROPERTIES.index(name) for name in names]
+    return look_up(property_table()[:, columns], numbers, like).unbind(1)
+
+
+def look_up(table: NDArray[np.float64], numbers: Tensor, like: Tensor) -> Tensor:
+    """Return the row of each atom in a table of the elements, with the type and device of ``like``."""
+    return torch.from_numpy(table).to(like)[numbers]
 
 
 @cache

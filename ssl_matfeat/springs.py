@@ -16,9 +16,9 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from ssl_matfeat.elements import PROPERTIES, property_table
+from ssl_matfeat.elements import properties_of
 from ssl_matfeat.graph import CrystalBatch
-from ssl_matfeat.pooling import pool_mean, sum_by_crystal
+from ssl_matfeat.pooling import sum_by_crystal
 
 DECAY = 0.37
 """Over this length, in Å, the order of a bond falls to 1/e."""
@@ -96,31 +96,30 @@ class _Springs:
         self.strains = _strains().to(self.k)  # (6, 3, 3)
         self.stretch = torch.einsum("vab,eb->eav", self.strains, batch.vector)  # (n_edges, 3, 6)
         self.gradient = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6), ∂²E/∂u∂ε
-        per_site = self.k.new_zeros(len(batch.numbers)).index_add_(0, self.center, self.k)
-        mean = pool_mean(per_site[:, None], batch)  # (n_crystals, 1)
-        self.ground = (_GROUND * mean + 1e-9)[batch.batch, :, None]  # (n_sites, 1, 1)
+        self.crystal = batch.batch[self.center]  # (n_edges,)
+        self.n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)  # (n_crystals,)
+        mean = sum_by_crystal(self.k, batch, self.crystal) / self.n_sites  # (n_crystals,)
+        self.ground = (_GROUND * mean + 1e-9)[batch.batch, None, None]  # (n_sites, 1, 1)
 
     def affine(self) -> Tensor:
         """Return the second derivative of the energy by strain with all atoms in their places, (n_crystals, 6, 6)."""
         # By how much each strain stretches each spring.
         along = (self.unit[:, :, None] * self.stretch).sum(1)  # (n_edges, 6)
         k = self.k[:, None, None]
-        crystal = self.batch.batch[self.center]
         r = self.batch.vector
-        rr = sum_by_crystal(
-            k * r[:, :, None] * r[:, None, :], self.batch, crystal
-        )  # (n_crystals, 3, 3)
+        # (n_crystals, 3, 3)
+        rr = sum_by_crystal(k * r[:, :, None] * r[:, None, :], self.batch, self.crystal)
         turned = torch.einsum("vab,wac,nbc->nvw", self.strains, self.strains, rr)
-        stretched = sum_by_crystal(k * along[:, :, None] * along[:, None, :], self.batch, crystal)
+        squared = k * along[:, :, None] * along[:, None, :]  # (n_edges, 6, 6)
+        stretched = sum_by_crystal(squared, self.batch, self.crystal)
         return (1 - TURN) * stretched + TURN * turned
 
     def relaxation(self) -> Tensor:
         """Return by how much relaxing atoms lower that derivative, (n_crystals, 6, 6)."""
-        n_sites = torch.bincount(self.batch.batch, minlength=self.batch.num_graphs)
         moved = torch.zeros_like(self.gradient)  # (n_sites, 3, 6), -∂u/∂ε
-        large = n_sites > _DENSE
-        for n in torch.unique(n_sites[~large]).tolist():
-            self._solve_directly(moved, n_sites == n, n)
+        large = self.n_sites > _DENSE
+        for n in torch.unique(self.n_sites[~large]).tolist():
+            self._solve_directly(moved, self.n_sites == n, n)
         if large.any():
             self._solve_by_gradients(moved, large)
         return sum_by_crystal(self.gradient.mT @ moved, self.batch)
@@ -189,15 +188,20 @@ class _Springs:
         return total.index_add_(0, self.neighbor, tension).index_add_(0, self.center, -tension)
 
 
+def gordy_force_constant(batch: CrystalBatch, chi: Tensor) -> Tensor:
+    """Return (χ_i χ_j / d²)^(3/4) of each edge, (n_edges,), for the electronegativities of the sites."""
+    neighbor, center = batch.edge_index
+    return (chi[center] * chi[neighbor] / batch.distance**2) ** 0.75
+
+
 def _stiffness(batch: CrystalBatch) -> Tensor:
     """Return that of each edge in N/m, (n_edges,)."""
-    columns = [PROPERTIES.index(name) for name in ("Electronegativity", "CovalentRadius")]
-    table = torch.from_numpy(property_table()[:, columns]).to(batch.distance)
-    chi, radius = table[batch.numbers].unbind(1)
+    chi, radius = properties_of(
+        batch.numbers, batch.distance, "Electronegativity", "CovalentRadius"
+    )
     neighbor, center = batch.edge_index
     excess = batch.distance - 0.01 * (radius[neighbor] + radius[center])  # radii come in pm
-    order = torch.exp(-excess / DECAY)
-    return _GORDY * order * (chi[neighbor] * chi[center] / batch.distance**2) ** 0.75
+    return _GORDY * torch.exp(-excess / DECAY) * gordy_force_constant(batch, chi)
 
 
 def _strains() -> Tensor:
@@ -213,9 +217,8 @@ def _moduli(C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Hill, Proc. Phys. Soc. A 65, 349 (1952). An isotropic matrix is 3 K on uniform expansion and 2 G on the five shears.
     """
-    C = C + 1e-3 * FLOOR * torch.eye(6).to(
-        C
-    )  # to have an inverse where nothing holds the crystal together
+    # So that it has an inverse where nothing holds the crystal together.
+    C = C + 1e-3 * FLOOR * torch.eye(6).to(C)
     S = torch.linalg.inv(C)
     expansion = C.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) / math.sqrt(3)
     stiff, compliant = expansion @ C @ expansion, expansion @ S @ expansion  # (n_crystals,)

@@ -57,8 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Parameters that a variant changes."""
 WITH_FEATURES = "+features"
-FROZEN, FROZEN_OF_MANY, MANY = "ET+MKR", "MKR", 5000
-"""The head of the runner for ``+features``, and that for so many labels or more, where trees take hours."""
+FROZEN = "ET+MKR"
+"""The head of the runner for ``+features``."""
 TASKS = ["jdft2d", "phonons"]
 ROWS = ["default"]
 SEEDS = [0]
@@ -135,8 +135,7 @@ def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -
     predicted, seconds, calibration = found.mean, found.seconds, {}
     if variant.endswith(WITH_FEATURES):
         features = compute_features("default", data.X, data.key)
-        head = FROZEN if len(train) < MANY else FROZEN_OF_MANY
-        frozen = predict(data, features, head, fold, seed, labels)
+        frozen = predict(data, features, FROZEN, fold, seed, labels)
         predicted, seconds = (predicted + frozen.test) / 2, seconds + frozen.seconds
     elif found.spread.any():
         error = np.abs(predicted - data.y[test])
