@@ -127,12 +127,16 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
         )
     if len(structure) == 0:
         raise StructureError(f"{name} has no sites; drop it")
+    numbers = []
     for index, site in enumerate(structure):
-        problem = _species_problem(site)
-        if problem:
-            raise StructureError(f"{name} ({_formula(structure)}): site {index} {problem}")
+        try:
+            numbers.append(_atomic_number(site))
+        except ValueError as problem:
+            raise StructureError(
+                f"{name} ({_formula(structure)}): site {index} {problem}"
+            ) from None
     return crystal_from_arrays(
-        [site.specie.Z for site in structure],
+        numbers,
         structure.lattice.matrix,
         structure.frac_coords,
         name,
@@ -254,24 +258,30 @@ def no_neighbor(label: str, site: int, radius: float) -> StructureError:
     )
 
 
-def _species_problem(site: Any) -> str | None:
-    if not site.is_ordered:
-        return (
+def _atomic_number(site: Any) -> int:
+    """Return Z of a site, or raise a ValueError that says what else it holds."""
+    try:
+        specie = site.specie
+    except AttributeError:  # of pymatgen, which looks whether the site is ordered
+        raise ValueError(
             f"is disordered ({site.species_string}); order it first, e.g. with "
             "pymatgen's OrderDisorderedStructureTransformation"
-        )
-    specie = site.specie
+        ) from None
     element = getattr(specie, "element", specie)
     if not isinstance(element, Element):
-        return f"is {specie}, which is no element; replace or remove it (structure.remove_species)"
+        raise ValueError(
+            f"is {specie}, which is no element; replace or remove it (structure.remove_species)"
+        )
     if element.name in ("D", "T"):
-        return (
+        raise ValueError(
             f"is {element.name}, and isotopes are not told apart; "
             f"use structure.replace_species({{'{element.name}': 'H'}})"
         )
     if element.Z > MAX_ATOMIC_NUMBER:
-        return f"is {element.name} (Z = {element.Z}), beyond Z = {MAX_ATOMIC_NUMBER}; drop the structure"
-    return None
+        raise ValueError(
+            f"is {element.name} (Z = {element.Z}), beyond Z = {MAX_ATOMIC_NUMBER}; drop the structure"
+        )
+    return int(element.Z)
 
 
 def _formula(structure: Any) -> str:

@@ -45,6 +45,7 @@ _GROUND = 1e-4
 """Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
 _DENSE = 1000
 """Sites up to which the equations of a crystal are solved directly, in some 200 MB at most."""
+_STEP = 8
 _TOLERANCE, _MAX_STEPS = 1e-8, 10_000
 """Of conjugate gradients: largest residual over right-hand side."""
 
@@ -118,31 +119,39 @@ class _Springs:
         """Return by how much relaxing atoms lower that derivative, (n_crystals, 6, 6)."""
         moved = torch.zeros_like(self.gradient)  # (n_sites, 3, 6), -∂u/∂ε
         large = self.n_sites > _DENSE
-        for n in torch.unique(self.n_sites[~large]).tolist():
-            self._solve_directly(moved, self.n_sites == n, n)
+        # Crystals of nearly one size are solved together, with room for the largest of them.
+        room = _STEP * torch.ceil(self.n_sites / _STEP).long()  # (n_crystals,)
+        for n in torch.unique(room[~large]).tolist():
+            self._solve_directly(moved, (room == n) & ~large, n)
         if large.any():
             self._solve_by_gradients(moved, large)
         return sum_by_crystal(self.gradient.mT @ moved, self.batch)
 
     def _solve_directly(self, moved: Tensor, chosen: Tensor, n: int) -> None:
-        """Write (∂²E/∂u²)⁻¹ gradient of the chosen crystals, of ``n`` sites each, into ``moved``."""
-        sites = chosen[self.batch.batch]  # (n_sites,)
+        """Write (∂²E/∂u²)⁻¹ gradient of the chosen crystals, of at most ``n`` sites each, into ``moved``."""
         n_crystals = int(chosen.sum())
-        place = torch.cumsum(sites, 0) - 1  # of a site among the chosen
+        sites = chosen[self.batch.batch]  # (n_sites,)
+        first = torch.cumsum(self.n_sites, 0) - self.n_sites  # site of each crystal
+        start = n * (torch.cumsum(chosen, 0) - 1) - first  # (n_crystals,)
+        place = torch.arange(len(sites), device=first.device) + start[self.batch.batch]  # (n_sites,)
         edges = sites[self.center]
         i, j, unit = place[self.neighbor[edges]], place[self.center[edges]], self.unit[edges]
         identity = torch.eye(3).to(unit)
         K = (1 - TURN) * unit[:, :, None] * unit[:, None, :] + TURN * identity  # (n_edges, 3, 3)
         K = self.k[edges, None, None] * K
+        diagonal = torch.arange(n_crystals * n, device=first.device)
+        # What stays of it where there is no site keeps the matrix invertible.
         H = K.new_zeros(n_crystals * n, n, 3, 3)
+        H[diagonal, diagonal % n] = identity
+        H[place[sites], place[sites] % n] = self.ground[sites] * identity
         for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
             H.index_put_((row, column % n), sign * K, accumulate=True)
-        diagonal = torch.arange(n_crystals * n, device=K.device)
-        H[diagonal, diagonal % n] += self.ground[sites] * identity
         H = H.view(n_crystals, n, n, 3, 3).transpose(2, 3).reshape(n_crystals, 3 * n, 3 * n)
-        gradient = self.gradient[sites].view(n_crystals, 3 * n, 6)
-        solved = torch.cholesky_solve(gradient, torch.linalg.cholesky(H))
-        moved[sites] = solved.reshape(n_crystals * n, 3, 6)
+        gradient = self.gradient.new_zeros(n_crystals * n, 3, 6)
+        gradient[place[sites]] = self.gradient[sites]
+        factor = torch.linalg.cholesky(H)
+        solved = torch.cholesky_solve(gradient.view(n_crystals, 3 * n, 6), factor)
+        moved[sites] = solved.reshape(n_crystals * n, 3, 6)[place[sites]]
 
     def _solve_by_gradients(self, moved: Tensor, chosen: Tensor) -> None:
         """Write the same into ``moved``, by conjugate gradients."""

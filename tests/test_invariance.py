@@ -40,6 +40,8 @@ WEIGHTS = ("default", "paper-predictive", "cgcnn", "context")
 INTENSIVE = ("mean", "std", "min", "max")
 FLOOR = 1e-3
 """Least scale of a column, for features that are zero by symmetry in most crystals."""
+FLOOR_OF_STRAINS = 0.1
+"""Of differences of logarithms near 2, of which single precision rounds off 2e-7 in each step."""
 
 
 def all_layers(weights):
@@ -58,8 +60,8 @@ class Features:
         )
         self.site = SSLAtomFeaturizer(layers=layers, **options)
         self.tolerance = TOLERANCE[dtype]
-        self.site_scale = self._scale(self.site.fit_transform(crystals))
-        self.crystal_scale = self._scale(self.crystal.fit_transform(crystals))
+        self.site_scale = self._scale(self.site, crystals)
+        self.crystal_scale = self._scale(self.crystal, crystals)
         # A statistic can be no more exact than what it is of, though it be zero in most crystals.
         channels = [name.split(" of ", 1)[-1] for name in self.crystal.get_feature_names_out()]
         largest = dict.fromkeys(channels, 0.0)
@@ -67,9 +69,12 @@ class Features:
             largest[channel] = max(largest[channel], scale)
         self.crystal_scale = np.array([largest[channel] for channel in channels])
 
-    def _scale(self, rows):
+    def _scale(self, featurizer, crystals):
+        rows = featurizer.fit_transform(crystals).astype(float)
         assert np.isfinite(rows).all()
-        return np.maximum(np.sqrt(np.mean(rows.astype(float) ** 2, axis=0)), FLOOR)
+        names = featurizer.get_feature_names_out()
+        floor = [FLOOR_OF_STRAINS if name.endswith("strain") else FLOOR for name in names]
+        return np.maximum(np.sqrt(np.mean(rows**2, axis=0)), floor)
 
     def differing(self, one, other):
         """Return the columns in which two crystals differ, with how much."""
