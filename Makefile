@@ -28,7 +28,7 @@ check:
 	ruff format --check
 	mypy
 	@$(MAKE) --no-print-directory docs
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadscope
 
 docs:
 	python -m sphinx -W --keep-going -q -b html docs docs/_build/html
