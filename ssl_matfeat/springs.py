@@ -46,6 +46,7 @@ _GROUND = 1e-4
 _DENSE = 1000
 """Sites up to which the equations of a crystal are solved directly, in some 200 MB at most."""
 _STEP = 8
+"""Crystals that differ by fewer sites are solved together."""
 _TOLERANCE, _MAX_STEPS = 1e-8, 10_000
 """Of conjugate gradients: largest residual over right-hand side."""
 
@@ -99,6 +100,9 @@ class _Springs:
         self.gradient = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6), ∂²E/∂u∂ε
         self.crystal = batch.batch[self.center]  # (n_edges,)
         self.n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)  # (n_crystals,)
+        first = torch.cumsum(self.n_sites, 0) - self.n_sites  # (n_crystals,), site of each
+        sites = torch.arange(len(batch.numbers), device=first.device)
+        self.place = sites - first[batch.batch]  # (n_sites,), in the crystal
         mean = sum_by_crystal(self.k, batch, self.crystal) / self.n_sites  # (n_crystals,)
         self.ground = (_GROUND * mean + 1e-9)[batch.batch, None, None]  # (n_sites, 1, 1)
 
@@ -119,8 +123,7 @@ class _Springs:
         """Return by how much relaxing atoms lower that derivative, (n_crystals, 6, 6)."""
         moved = torch.zeros_like(self.gradient)  # (n_sites, 3, 6), -∂u/∂ε
         large = self.n_sites > _DENSE
-        # Crystals of nearly one size are solved together, with room for the largest of them.
-        room = _STEP * torch.ceil(self.n_sites / _STEP).long()  # (n_crystals,)
+        room = _STEP * torch.ceil(self.n_sites / _STEP).long()  # (n_crystals,) sites
         for n in torch.unique(room[~large]).tolist():
             self._solve_directly(moved, (room == n) & ~large, n)
         if large.any():
@@ -131,21 +134,19 @@ class _Springs:
         """Write (∂²E/∂u²)⁻¹ gradient of the chosen crystals, of at most ``n`` sites each, into ``moved``."""
         n_crystals = int(chosen.sum())
         sites = chosen[self.batch.batch]  # (n_sites,)
-        first = torch.cumsum(self.n_sites, 0) - self.n_sites  # site of each crystal
-        start = n * (torch.cumsum(chosen, 0) - 1) - first  # (n_crystals,)
-        place = torch.arange(len(sites), device=first.device) + start[self.batch.batch]  # (n_sites,)
+        place = n * (torch.cumsum(chosen, 0) - 1)[self.batch.batch] + self.place  # (n_sites,)
         edges = sites[self.center]
-        i, j, unit = place[self.neighbor[edges]], place[self.center[edges]], self.unit[edges]
+        i, j, unit = self.neighbor[edges], self.center[edges], self.unit[edges]
         identity = torch.eye(3).to(unit)
         K = (1 - TURN) * unit[:, :, None] * unit[:, None, :] + TURN * identity  # (n_edges, 3, 3)
         K = self.k[edges, None, None] * K
-        diagonal = torch.arange(n_crystals * n, device=first.device)
-        # What stays of it where there is no site keeps the matrix invertible.
         H = K.new_zeros(n_crystals * n, n, 3, 3)
-        H[diagonal, diagonal % n] = identity
-        H[place[sites], place[sites] % n] = self.ground[sites] * identity
+        # Stays where there is no site, so that the matrix has an inverse.
+        empty = torch.arange(n_crystals * n, device=place.device)
+        H[empty, empty % n] = identity
+        H[place[sites], self.place[sites]] = self.ground[sites] * identity
         for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
-            H.index_put_((row, column % n), sign * K, accumulate=True)
+            H.index_put_((place[row], self.place[column]), sign * K, accumulate=True)
         H = H.view(n_crystals, n, n, 3, 3).transpose(2, 3).reshape(n_crystals, 3 * n, 3 * n)
         gradient = self.gradient.new_zeros(n_crystals * n, 3, 6)
         gradient[place[sites]] = self.gradient[sites]

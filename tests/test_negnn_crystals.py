@@ -46,12 +46,11 @@ def test_invariance(backbone, few_crystals):
         for change, transform in TRANSFORMATIONS.items():
             other = transform(crystal, np.random.default_rng(0))
             np.testing.assert_allclose(
-                model.predict([other]), reference, atol=2e-4, err_msg=f"{name} {change}"
+                model.predict([other]), reference, atol=1e-5, err_msg=f"{name} {change}"
             )
     # The control: what is no symmetry does change the number.
-    crystals = list(CRYSTALS.values())
-    shaken = [shake(crystal, 0, 0.3) for crystal in crystals]
-    assert np.abs(model.predict(shaken) - model.predict(crystals)).max() > 1e-3
+    perovskite = CRYSTALS["SrTiO3"]
+    assert abs(model.predict([shake(perovskite, 0, 0.3)]) - model.predict([perovskite])) > 5e-4
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
