@@ -26,12 +26,8 @@ def variant_maes(
     report: dict[str, Any] | None, variant: str, folds: Sequence[str]
 ) -> NDArray[np.float64] | None:
     """Return the error of each fold with all labels, or None if the variant has not been through all of them."""
-    cells = report["cells"] if report else []
-    maes = {
-        cell["fold"]: cell["mae"]
-        for cell in cells
-        if cell["labels"] is None and cell["seed"] == 0 and cell["variant"] == variant
-    }
+    cells = _whole_cells(report) if report else []
+    maes = {cell["fold"]: cell["mae"] for cell in cells if cell["variant"] == variant}
     return np.array([maes[fold] for fold in folds]) if set(folds) <= set(maes) else None
 
 
@@ -42,8 +38,13 @@ def variant_cell(
     maes = variant_maes(report, variant, folds)
     if report is None or maes is None:
         return ""
-    cells = [c for c in report["cells"] if c["variant"] == variant and c["labels"] is None]
+    cells = [c for c in _whole_cells(report) if c["variant"] == variant]
     return with_spread(maes, unit) + _marks(cells)
+
+
+def _whole_cells(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the cells of seed 0 with all labels."""
+    return [c for c in report["cells"] if c["labels"] is None and c["seed"] == 0]
 
 
 def _marks(cells: Sequence[dict[str, Any]]) -> str:
@@ -65,7 +66,7 @@ def calibration_table(reports: dict[str, dict[str, Any]]) -> str:
     """Return, of each ensemble, how the spread of its members goes with its errors: means over the folds."""
     rows = []
     for task, report in reports.items():
-        cells = [c for c in report["cells"] if c.get("rank_correlation") is not None]
+        cells = [c for c in _whole_cells(report) if c.get("rank_correlation") is not None]
         for variant in dict.fromkeys(cell["variant"] for cell in cells):
             measures = [
                 [c["rank_correlation"], c["within_two_spreads"]]

@@ -15,40 +15,13 @@ from matminer.featurizers.base import BaseFeaturizer
 from numpy.typing import NDArray
 from sklearn.utils import Tags
 
-import ssl_matfeat
+from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
-from ssl_matfeat.weights import Pretrained, list_weights, load_weights
+from ssl_matfeat.weights import Pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-_PACKAGE = (
-    "@software{ssl_matfeat, title={ssl_matfeat: self-supervised graph features for crystals}, "
-    "author={{The ssl_matfeat developers}}, version={%s}}"
-)
-_METHOD = (
-    "@article{kong2024self, title={Self-supervised representations and node embedding graph neural networks for "
-    "accurate and multi-scale analysis of materials}, author={Kong, Jian-Gang and others}, "
-    "journal={Machine Learning: Science and Technology}, volume={5}, pages={035018}, year={2024}, "
-    "doi={10.1088/2632-2153/ad612b}}"
-)
-_ELEMENT_PROPERTIES = (
-    "@article{ward2016general, title={A general-purpose machine learning framework for predicting properties of "
-    "inorganic materials}, author={Ward, Logan and Agrawal, Ankit and Choudhary, Alok and Wolverton, Christopher}, "
-    "journal={npj Computational Materials}, volume={2}, pages={16028}, year={2016}, "
-    "doi={10.1038/npjcompumats.2016.28}}"
-)
-_BOND_ORDER = (
-    "@article{steinhardt1983bond, title={Bond-orientational order in liquids and glasses}, author={Steinhardt, Paul J. "
-    "and Nelson, David R. and Ronchetti, Marco}, journal={Physical Review B}, volume={28}, pages={784}, year={1983}, "
-    "doi={10.1103/PhysRevB.28.784}}"
-)
-_STRUCTURES = (
-    "@article{jain2013commentary, title={Commentary: The Materials Project: A materials genome approach to "
-    "accelerating materials innovation}, author={Jain, Anubhav and others}, journal={APL Materials}, volume={1}, "
-    "pages={011002}, year={2013}, doi={10.1063/1.4812323}}"
-)
 
 
 class SSLFeaturizer(BaseFeaturizer):
@@ -110,15 +83,7 @@ class SSLFeaturizer(BaseFeaturizer):
 
     def citations(self) -> list[str]:
         """Return BibTeX of the package and the method, and of what the chosen layers and weights rest on."""
-        layers, pretrained = set(self._layers()), self._pretrained()
-        found = [_PACKAGE % ssl_matfeat.__version__, _METHOD]
-        if layers & set(RAW_BLOCKS) or pretrained.encoder.named_layers:  # which read them as well
-            found.append(_ELEMENT_PROPERTIES)
-        if layers & {"shell", "pretext", "environment"}:
-            found.append(_BOND_ORDER)
-        if layers - set(RAW_BLOCKS) and pretrained.card["name"] in list_weights():
-            found.append(_STRUCTURES)
-        return found
+        return cite(self._layers(), self._pretrained())
 
     def implementors(self) -> list[str]:
         """Return who wrote this."""

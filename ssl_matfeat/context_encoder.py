@@ -3,6 +3,8 @@
 A masked model hides some atoms, runs, and asks for what was hidden; to ask for every atom takes many runs. Here no atom
 is ever shown to its own context: site j passes on to site i what it gathered from all of its neighbours *but i*, so
 that one pass gives, for every atom, a prediction from its surroundings alone (leave-one-out, as a pseudo-likelihood).
+What is left out is one atom of the endless crystal. Its periodic images are other atoms, which its neighbours may tell
+it of; were they left out too, the prediction would depend on the cell that the crystal is given in.
 """
 
 from __future__ import annotations

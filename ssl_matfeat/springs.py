@@ -47,8 +47,9 @@ _DENSE = 1000
 """Sites up to which the equations of a crystal are solved directly, in some 200 MB at most."""
 _STEP = 8
 """Crystals that differ by fewer sites are solved together."""
-_TOLERANCE, _MAX_STEPS = 1e-8, 10_000
-"""Of conjugate gradients: largest residual over right-hand side."""
+_TOLERANCE, _NOISE, _MAX_STEPS = 1e-8, 1e-12, 10_000
+"""Of conjugate gradients: largest residual over right-hand side, or over the forces of the bonds, which cancel where
+atoms need not move but for rounding."""
 
 
 def spring_channels(batch: CrystalBatch) -> Tensor:
@@ -159,8 +160,9 @@ class _Springs:
         sites = chosen[self.batch.batch]
         tiny = torch.finfo(self.gradient.dtype).tiny  # where a crystal is done, 0/0 is to be 0
         residual = torch.where(sites[:, None, None], self.gradient, 0.0)
-        goal = _TOLERANCE**2 * self._dot(residual, residual)
         direction, size = residual, self._dot(residual, residual)  # size: (n_crystals, 1, 6)
+        forces = sum_by_crystal((self.k * self.batch.distance) ** 2, self.batch, self.crystal)
+        goal = torch.maximum(_TOLERANCE**2 * size, _NOISE**2 * forces[:, None, None])
         for _ in range(_MAX_STEPS):
             if (size <= goal).all():
                 return

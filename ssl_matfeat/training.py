@@ -37,8 +37,6 @@ class TrainingOptions:
     max_epochs: int = 30
     lr: float = 1e-3
     weight_decay: float = 0.0
-    schedule: str = "cosine"
-    """``"cosine"`` (to zero, after one epoch of warm-up) or ``"constant"``."""
     ema_decay: float | None = None
     """Decay of the moving average of the parameters a step; None keeps the last parameters."""
     clip_norm: float = 10.0
@@ -324,12 +322,11 @@ def _identity(
 
 
 def _schedule(options: TrainingOptions, done: float) -> float:
-    if options.schedule == "constant":
-        return 1.0
+    """Return the part of the highest learning rate after so many epochs: a warm-up in the first, a cosine to zero."""
     warm_up = min(1.0, 0.05 + done)
-    return float(
-        warm_up * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done / options.max_epochs)))
-    )
+    # An epoch may take more batches than foreseen, when shuffling packs them worse.
+    passed = min(1.0, done / options.max_epochs)
+    return warm_up * 0.5 * (1 + math.cos(math.pi * passed))
 
 
 @torch.no_grad()

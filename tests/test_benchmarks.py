@@ -109,9 +109,10 @@ def test_committed_pages_are_what_the_committed_json_renders():
 
 
 def test_learning_curve_trains_on_so_many_labels(tmp_path):
-    run_table("learning_curves.py", tmp_path, "--features", "dummy", "--head", "ridge")
+    quick = ["--features", "dummy", "--head", "ridge", "--limit", 100]
+    run_table("learning_curves.py", tmp_path, *quick)
     report = json.loads((tmp_path / "elastic" / "dummy.json").read_text())
-    assert {cell["labels"]: cell["n_train"] for cell in report["cells"]}[50] in (48, 50)
+    assert {cell["labels"]: cell["n_train"] for cell in report["cells"]}[50] == 50
 
 
 def test_paper_has_its_own_split(tmp_path):

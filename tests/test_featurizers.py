@@ -154,12 +154,24 @@ def test_citations_follow_layers_and_weights(crystals):
     def cited(featurizer):
         return {entry.split("{")[1].split(",")[0] for entry in featurizer.citations()}
 
-    always, raw = {"ssl_matfeat", "kong2024self"}, {"ward2016general", "steinhardt1983bond"}
-    corpus = {"jain2013commentary"}
-    assert cited(SSLStructureFeaturizer()) == always | raw | corpus
-    assert cited(SSLStructureFeaturizer(layers=("element", "shell"))) == always | raw
-    assert cited(SSLStructureFeaturizer("paper-predictive", (0, 1))) == always | corpus
-    assert cited(crystals) == always | raw  # weights of one's own
+    always, element, gordy = (
+        {"ssl_matfeat", "kong2024self"},
+        {"ward2016general"},
+        {"gordy1946relation"},
+    )
+    shapes, corpus = {"steinhardt1983bond"}, {"jain2013commentary"}
+    shell = element | shapes | gordy | {"badger1934relation", "lindemann1910calculation"}
+    cell = element | gordy | {"brown1985bond", "hill1952elastic"}
+    default = always | shell | cell | corpus | {"williams2000using"}
+    assert cited(SSLStructureFeaturizer()) == default
+    assert cited(SSLStructureFeaturizer(layers=("cell",))) == always | cell
+    assert cited(SSLStructureFeaturizer(layers=("element", "shell"))) == always | shell
+    assert cited(SSLStructureFeaturizer(layers=(0,))) == always | element | corpus
+    assert cited(SSLStructureFeaturizer(layers=(1,))) == always | element | shapes | corpus
+    convolution = {"xie2018crystal"}
+    assert (
+        cited(SSLStructureFeaturizer("paper-predictive", (0, 1))) == always | convolution | corpus
+    )
 
 
 def test_featurize_dataframe_with_errors(crystals, frame):

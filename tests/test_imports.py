@@ -21,6 +21,7 @@ ORDER = [
     "_compute",
     "weights",
     "blocks",
+    "_citations",
     "_featurizer_base",
     "featurizers",
     "block_kernel",

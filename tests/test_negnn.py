@@ -16,12 +16,14 @@ from conftest import (
     quick_network,
     rock_salt,
     substitute,
+    untrained,
 )
 from pymatgen.core import Structure
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score, mean_absolute_error
 
 from ssl_matfeat import NEGNNClassifier, NEGNNRegressor
+from ssl_matfeat.weights import save_weights
 
 # It learns
 
@@ -157,6 +159,18 @@ def test_warm_start_refuses_another_network(change, few_crystals, fitted_network
     model = pickle.loads(pickle.dumps(fitted_network)).set_params(warm_start=True, **change)
     with pytest.raises(ValueError, match=rf"were fitted with {name}=.*set warm_start=False"):
         model.fit(*few_crystals)
+
+
+def test_warm_start_refuses_other_weights_of_the_same_file(tmp_path, few_crystals):
+    path = tmp_path / "own.safetensors"
+    save_weights(path, untrained("context"))
+    model = quick_network(weights=path, warm_start=True).fit(*few_crystals)
+    save_weights(path, untrained("context", n_channels=8))
+    with pytest.raises(ValueError, match="sha256 of the weights"):
+        model.fit(*few_crystals)
+    onehot = quick_network(weights=path, warm_start=True, node_features="onehot").fit(*few_crystals)
+    save_weights(path, untrained("context"))
+    onehot.fit(*few_crystals)  # which reads none
 
 
 def test_sample_of_no_weight_is_as_good_as_absent(few_crystals, fitted_network):

@@ -331,10 +331,12 @@ def test_malformed_rows_of_a_parquet_lose_no_other(small_crystals, tmp_path):
     frame.at[1, "lattice"] = frame.at[1, "lattice"][:3]
     frame.at[4, "lattice"] = None
     frame.at[6, "frac_coords"] = frame.at[6, "frac_coords"][:-1]
+    frame.at[8, "numbers"] = frame.at[8, "numbers"] + 0.5
     frame.to_parquet(path)
     errors = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING).fit(path).errors_
-    assert list(errors) == [1, 4, 6]
+    assert list(errors) == [1, 4, 6, 8]
     assert all("9 numbers of the lattice and 3 coordinates a site" in e for e in errors.values())
+    assert "atomic numbers are integers" in errors[8]
 
 
 def test_parquet_in_single_precision_and_out_of_the_cell(small_crystals, tmp_path):

@@ -13,6 +13,7 @@ from conftest import (
     graphene,
     rattled_salt,
     rock_salt,
+    rotated,
     shake,
     simple_cubic,
 )
@@ -157,6 +158,15 @@ def test_who_does_not_come_to_rest_is_told(monkeypatch):
     monkeypatch.setattr(springs, "_MAX_STEPS", 3)
     with pytest.warns(ConvergenceWarning, match="did not come to rest in 3 steps"):
         spring_channels(batch_of(rattled_salt()))
+
+
+def test_atoms_that_need_not_move_take_no_step(monkeypatch):
+    """What rounding leaves of forces that cancel is not solved for."""
+    salt = rotated(CRYSTALS["NaCl"], np.random.default_rng(0))
+    expected = spring_channels(batch_of(salt))
+    monkeypatch.setattr(springs, "_DENSE", 0)
+    monkeypatch.setattr(springs, "_MAX_STEPS", 1)  # more would warn
+    torch.testing.assert_close(spring_channels(batch_of(salt)), expected)
 
 
 def test_atom_without_bonds_leaves_the_others_alone():

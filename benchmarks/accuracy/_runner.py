@@ -184,7 +184,8 @@ def split_rows(data: Data, fold: str, seed: int, labels: int | None) -> Split:
 def _predictions_path(
     features: Features, head: str, fold: str, seed: int, labels: int | None
 ) -> Path:
-    name = f"{features.key}-{head}-{fold.replace('/', '-')}-{seed}-{labels or 'all'}.npz"
+    key = f"{features.key}-{features.checksum:.5e}"  # other features of the same key are others' predictions
+    name = f"{key}-{head}-{fold.replace('/', '-')}-{seed}-{labels or 'all'}.npz"
     return CACHE / "predictions" / name
 
 

@@ -161,6 +161,7 @@ class NEGNNBase(BaseEstimator):
         kept = copy.deepcopy(self.networks_) if go_on else []
         shape = {name: getattr(self, name, None) for name in _SHAPE_NETWORKS}
         shape["layers"] = inputs.layers
+        shape["sha256 of the weights"] = pretrained.sha256 if inputs.layers else ""
         if kept and (changed := [name for name in shape if shape[name] != self._shape[name]]):
             raise ValueError(
                 f"warm_start=True goes on with networks that were fitted with "

@@ -15,9 +15,9 @@ from ssl_matfeat.training import Losses
 class ContextTask(nn.Module):
     """Maximise the likelihood of each atom, bond length, shell geometry and volume, given what is around.
 
-    Nothing is hidden at random: the encoder never shows an atom to its own context, nor a distance to what
-    predicts distances, so that every atom and bond of every crystal teaches in every epoch. The heads belong to
-    the encoder, since their predictions are features.
+    Nothing is hidden at random: the encoder never shows an atom to its own context (its periodic images are other
+    atoms), nor a distance to what predicts distances, so that every atom and bond of every crystal teaches in every
+    epoch. The heads belong to the encoder, since their predictions are features.
 
     Parameters
     ----------
