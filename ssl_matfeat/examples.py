@@ -174,14 +174,21 @@ class Dataset:
         )
 
     def batches(self, chosen: NDArray[np.int64], max_edges: int, device: str) -> Batches[Example]:
-        """Return what yields the batches of one epoch over the chosen crystals."""
+        """Return what yields the batches of one epoch over the chosen crystals.
+
+        A batch is bounded by its edges, and holds fewer large cells. So their weights are scaled: the mean over the
+        batches of their weighted sums is the mean over the rows.
+        """
+        n_rows = len(self.rows(chosen))
 
         def epoch(generator: torch.Generator | None) -> Iterator[Example]:
             order = chosen
             if generator is not None:
                 order = chosen[torch.randperm(len(chosen), generator=generator).numpy()]
-            for crystals in self.graphs.batches(max_edges, order):
-                yield self.batch(crystals, device)
+            pieces = list(self.graphs.batches(max_edges, order))
+            for crystals in pieces:
+                example = self.batch(crystals, device)
+                yield replace(example, weight=example.weight * (len(pieces) / n_rows))
 
         return epoch
 

@@ -173,6 +173,14 @@ def test_warm_start_refuses_other_weights_of_the_same_file(tmp_path, few_crystal
     onehot.fit(*few_crystals)  # which reads none
 
 
+def test_loss_of_an_epoch_is_the_mean_over_crystals(few_crystals):
+    """However shuffling packs them into batches: nothing is learned here, so all epochs have the same loss."""
+    X, y = few_crystals
+    model = quick_network(dropout=0.0, lr=1e-12, batch_size=300, max_epochs=4).fit(X, y)
+    scaled = np.abs(model.predict(X) - y) / np.std(y)
+    np.testing.assert_allclose(model.loss_curve_, scaled.mean(), rtol=1e-4)
+
+
 def test_sample_of_no_weight_is_as_good_as_absent(few_crystals, fitted_network):
     X, y = few_crystals
     weight = np.ones(len(y))

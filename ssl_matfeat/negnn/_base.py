@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
@@ -244,14 +243,6 @@ class NEGNNBase(BaseEstimator):
         validation: NDArray[np.int64],
         seed: int,
     ) -> list[dict[str, Any]]:
-        # So that the mean over batches is that over rows: a batch is bounded by edges, and holds fewer large cells.
-        weight = dataset.weight.copy()
-        for part in (training, validation):
-            if len(part):
-                rows = dataset.rows(part)
-                weight[rows] *= dataset.n_batches(part, self.batch_size) / len(rows)
-        dataset = replace(dataset, weight=weight)
-
         def losses(example: Example, generator: torch.Generator) -> Losses:
             per_row = self._loss(network(example), example.target)  # (n_rows,)
             return {"loss": (example.weight * per_row).sum()}
