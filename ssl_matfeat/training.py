@@ -136,7 +136,11 @@ class _Run:
         self.others = fabric if fabric is not None and fabric.world_size > 1 else None
         """Where other processes train too, the way to them."""
         self.optimizer = torch.optim.AdamW(
-            parameter_groups or model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+            parameter_groups or model.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            # Small networks have many small tensors: one by one these take a fifth of the time of a step.
+            fused=next(model.parameters()).device.type in ("cpu", "cuda"),
         )
         self.highest_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.average = copy.deepcopy(model) if options.ema_decay is not None else None

@@ -57,7 +57,7 @@ class PyGNetwork(nn.Module):
 def epoch_of_negnn(network: NodeEmbeddingNetwork, dataset: Dataset) -> Callable[[], None]:
     """Return what trains our network for an epoch."""
     batches = dataset.batches(np.arange(len(dataset.graphs)), BATCH_EDGES, "cpu")
-    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)  # as training.py has it
     generator = torch.Generator().manual_seed(0)
 
     def losses() -> Iterator[Tensor]:
