@@ -139,7 +139,7 @@ def shares(X: Sequence[Structure]) -> dict[str, Any]:
         "batches": timed(lambda: [graphs.batch(found) for found in graphs.batches(16384)]),
         "raw channels": raw,
         "encoder, beside these": sites - raw,
-        "pooling": crystals - sites,
+        "cell channels and pooling": crystals - sites,
     }
     total = sum(parts.values())
     rows = [[name, 100 * seconds / total] for name, seconds in parts.items()]
