@@ -77,23 +77,23 @@ _OF_LAYERS: dict[Layer, tuple[str, ...]] = {
     "element": ("properties",),
     "shell": _SHELL,
     "cell": ("properties", "Gordy", "bond valence", "Hill"),
-    "pretext": ("properties", "bond order"),
     "environment": (*_SHELL, "Nystrom"),
     0: ("properties",),
 }
-_OF_LATER_EMBEDDINGS = ("properties", "bond order")
-"""Of the context encoder, which reads the shapes of shells; the paper's reads elements and distances alone."""
+_OF_OTHERS = ("properties", "bond order")
+"""Of all else that the context encoder gives, which reads the shapes of shells."""
 
 
 def cite(layers: Sequence[Layer], pretrained: Pretrained) -> list[str]:
     """Return BibTeX of the package and the method, and of what the layers and weights rest on."""
+    learned = set(layers) - set(RAW_BLOCKS)
     rests_on = {"method"}
+    if learned and pretrained.card["name"] in list_weights():
+        rests_on.add("structures")
+    if learned and isinstance(pretrained.encoder, CGCNNEncoder):
+        rests_on.add("convolution")
+        layers = [layer for layer in layers if layer not in learned]
     for layer in layers:
-        if layer not in RAW_BLOCKS and isinstance(pretrained.encoder, CGCNNEncoder):
-            rests_on.add("convolution")
-        else:
-            rests_on.update(_OF_LAYERS.get(layer, _OF_LATER_EMBEDDINGS))
-        if layer not in RAW_BLOCKS and pretrained.card["name"] in list_weights():
-            rests_on.add("structures")
+        rests_on.update(_OF_LAYERS.get(layer, _OF_OTHERS))
     entries = [text for name, text in _BIBTEX.items() if name in rests_on]
     return [_PACKAGE % ssl_matfeat.__version__, *entries]

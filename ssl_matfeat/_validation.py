@@ -176,11 +176,11 @@ def crystal_from_arrays(
         If shapes do not fit, the cell is flat, or a number is not finite.
     """
     try:
-        integers = np.array(numbers, dtype=np.int64)
-        if (integers != np.asarray(numbers)).any():
-            raise ValueError(f"atomic numbers are integers, not {np.asarray(numbers).tolist()}")
+        read = np.asarray(numbers, dtype=np.float64)
+        if (read != np.floor(read)).any():
+            raise ValueError(f"atomic numbers are integers, not {read.tolist()}")
         crystal = Crystal(
-            integers,
+            read.astype(np.int64),
             np.array(lattice, dtype=np.float64).reshape(3, 3),
             np.array(frac_coords, dtype=np.float64).reshape(-1, 3),
             pbc,

@@ -257,15 +257,16 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
 
     def _block_starts(self, n_columns: int) -> NDArray[np.int64]:
         """Return where each block but the first begins."""
-        sizes = [n_columns] if self.block_sizes is None else list(self.block_sizes)
-        integers = all(isinstance(size, Integral) and size > 0 for size in sizes)
-        if not integers or sum(sizes) != n_columns:
+        given = [n_columns] if self.block_sizes is None else self.block_sizes
+        sizes = np.asarray(given, dtype=object)  # as they are: 2.5 stays no integer
+        integers = sizes.ndim == 1 and all(isinstance(n, Integral) and int(n) > 0 for n in sizes)
+        if not integers or sizes.sum() != n_columns:
             raise ValueError(
                 f"block_sizes={self.block_sizes!r} must be positive integers that add up to the {n_columns} columns of "
                 "X; give featurizer.block_sizes() of the featurizer as it is now, the sizes of all further columns "
                 "after them, and leave out steps before that drop columns"
             )
-        return np.cumsum(sizes)[:-1]
+        return np.cumsum(sizes.astype(np.int64))[:-1]
 
 
 def _refuse_classes(y: Any) -> None:

@@ -143,8 +143,8 @@ class _Springs:
         K = self.k[edges, None, None] * K
         H = K.new_zeros(n_crystals * n, n, 3, 3)
         # Stays where there is no site, so that the matrix has an inverse.
-        empty = torch.arange(n_crystals * n, device=place.device)
-        H[empty, empty % n] = identity
+        diagonal = torch.arange(n_crystals * n, device=place.device)
+        H[diagonal, diagonal % n] = identity
         H[place[sites], self.place[sites]] = self.ground[sites] * identity
         for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
             H.index_put_((place[row], self.place[column]), sign * K, accumulate=True)

@@ -277,7 +277,10 @@ def test_unseen_element_warns_once_and_is_finite(elastic):
     ],
     ids=["2000 sites", "slab", "one atom", "sparse", "chain", "molecule in a box", "charged", "Lr"],
 )
-def test_good_odd_structures_pass(structure):
+def test_good_odd_structures_pass(featurizer, structure):
+    rows = featurizer.fit_transform([structure, bcc()])
+    assert featurizer.errors_ == {}
+    assert np.isfinite(rows).all()
     rows = SSLStructureFeaturizer().fit_transform([structure, bcc()])
     assert np.isfinite(rows).all()
     # Nor do they change what is beside them.

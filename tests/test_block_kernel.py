@@ -124,7 +124,7 @@ def test_classes_are_refused(y):
         BlockKernelRidge().fit(np.arange(10.0)[:, None], y)
 
 
-@pytest.mark.parametrize("sizes", [(2, 39), (0, 42), (-1, 43), (20.5, 21.5), [[2, 40]], ()])
+@pytest.mark.parametrize("sizes", [(2, 39), (0, 42), (-1, 43), (20.5, 21.5), [[2, 40]], (), 42])
 def test_sizes_that_do_not_fit(telling_and_noise, sizes):
     X, y = telling_and_noise
     with pytest.raises(ValueError, match=r"block_sizes.* 42 columns"):

@@ -72,9 +72,7 @@ def test_gaussians_are_those_of_the_paper():
     torch.testing.assert_close(gaussians[0, [9, 11]], torch.exp(torch.tensor([-1.0, -1.0])))
     torch.testing.assert_close(gaussians[1, [16, 17]], torch.exp(torch.tensor([-0.25, -0.25])))
     assert gaussians.argmax(dim=1)[0] == 10
-    assert (
-        gaussians.min() > torch.finfo(torch.float32).tiny
-    )  # processors are slow with what is below
+    assert gaussians.min() > torch.finfo(torch.float32).tiny  # with less, processors are slow
 
 
 @pytest.mark.parametrize("n_channels", [4, 64])

@@ -154,11 +154,8 @@ def test_citations_follow_layers_and_weights(crystals):
     def cited(featurizer):
         return {entry.split("{")[1].split(",")[0] for entry in featurizer.citations()}
 
-    always, element, gordy = (
-        {"ssl_matfeat", "kong2024self"},
-        {"ward2016general"},
-        {"gordy1946relation"},
-    )
+    always, element = {"ssl_matfeat", "kong2024self"}, {"ward2016general"}
+    gordy, convolution = {"gordy1946relation"}, {"xie2018crystal"}
     shapes, corpus = {"steinhardt1983bond"}, {"jain2013commentary"}
     shell = element | shapes | gordy | {"badger1934relation", "lindemann1910calculation"}
     cell = element | gordy | {"brown1985bond", "hill1952elastic"}
@@ -168,10 +165,9 @@ def test_citations_follow_layers_and_weights(crystals):
     assert cited(SSLStructureFeaturizer(layers=("element", "shell"))) == always | shell
     assert cited(SSLStructureFeaturizer(layers=(0,))) == always | element | corpus
     assert cited(SSLStructureFeaturizer(layers=(1,))) == always | element | shapes | corpus
-    convolution = {"xie2018crystal"}
-    assert (
-        cited(SSLStructureFeaturizer("paper-predictive", (0, 1))) == always | convolution | corpus
-    )
+    paper = SSLStructureFeaturizer("paper-predictive", (0, 1))
+    assert cited(paper) == always | convolution | corpus
+    assert cited(crystals) == always | shell | convolution  # weights of one's own
 
 
 def test_featurize_dataframe_with_errors(crystals, frame):

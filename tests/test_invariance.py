@@ -60,6 +60,7 @@ class Features:
         )
         self.site = SSLAtomFeaturizer(layers=layers, **options)
         self.tolerance = TOLERANCE[dtype]
+        self.floor_of_strains = FLOOR_OF_STRAINS if dtype == "float32" else FLOOR
         self.site_scale = self._scale(self.site, crystals)
         self.crystal_scale = self._scale(self.crystal, crystals)
         # A statistic can be no more exact than what it is of, though it be zero in most crystals.
@@ -73,7 +74,7 @@ class Features:
         rows = featurizer.fit_transform(crystals).astype(float)
         assert np.isfinite(rows).all()
         names = featurizer.get_feature_names_out()
-        floor = [FLOOR_OF_STRAINS if name.endswith("strain") else FLOOR for name in names]
+        floor = [self.floor_of_strains if name.endswith("strain") else FLOOR for name in names]
         return np.maximum(np.sqrt(np.mean(rows**2, axis=0)), floor)
 
     def differing(self, one, other):

@@ -50,7 +50,7 @@ def test_invariance(backbone, few_crystals):
             )
     # The control: what is no symmetry does change the number.
     perovskite = CRYSTALS["SrTiO3"]
-    assert abs(model.predict([shake(perovskite, 0, 0.3)]) - model.predict([perovskite])) > 5e-4
+    assert abs(model.predict([shake(perovskite, 0, 0.3)]) - model.predict([perovskite])) > 1e-3
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -3,7 +3,8 @@
     python benchmarks/speed/epoch.py
 
 Plain PyG is the usual loop: ``Data`` objects with inputs and expanded distances in them, a ``DataLoader`` that joins
-them anew in every epoch, ``CGConv``, ``global_mean_pool``. Run it on an idle machine; epochs of the two alternate.
+them anew in every epoch, ``CGConv``, ``global_mean_pool``, AdamW as torch has it by default, where ours is the fused
+one, as in training.py. Run it on an idle machine; epochs of the two alternate.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class PyGNetwork(nn.Module):
 def epoch_of_negnn(network: NodeEmbeddingNetwork, dataset: Dataset) -> Callable[[], None]:
     """Return what trains our network for an epoch."""
     batches = dataset.batches(np.arange(len(dataset.graphs)), BATCH_EDGES, "cpu")
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)  # as training.py has it
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
 
     def losses() -> Iterator[Tensor]:
