@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from tqdm.auto import tqdm
 
 from ssl_matfeat._validation import StructureError, as_crystal
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
+
+if hasattr(os, "register_at_fork"):
+    # A forked process, of matminer's pools for one, lacks the threads that torch would wait for, for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 BatchFunction = Callable[[CrystalBatch], torch.Tensor]
 """Turns a batch into rows: one a site, or one a crystal."""
@@ -34,7 +39,7 @@ def check_device(device: str) -> None:
 
 
 def build_graphs(
-    structures: Sequence[Any], first: int = 0, raise_errors: bool = True
+    structures: Sequence[Any], names: Sequence[str], raise_errors: bool = True
 ) -> tuple[CrystalGraphs | None, NDArray[np.int64], dict[int, str]]:
     """Build the graphs of the good structures.
 
@@ -42,8 +47,8 @@ def build_graphs(
     ----------
     structures : sequence
         Items of X.
-    first : int
-        Position of the first one in X, for messages.
+    names : sequence of str
+        What messages call them.
     raise_errors : bool
         Raise the first error, instead of collecting them.
 
@@ -52,15 +57,15 @@ def build_graphs(
     graphs : CrystalGraphs or None
         Of the good structures; None if there is none.
     good : ndarray
-        Their positions in X.
+        Their positions.
     errors : dict
-        Position in X → message.
+        Position → message.
     """
     crystals, edges, good, errors = [], [], [], {}
-    for position, structure in enumerate(structures, start=first):
+    for position, (structure, name) in enumerate(zip(structures, names, strict=True)):
         try:
-            crystal = as_crystal(structure, f"X[{position}]")
-            edges.append(find_edges(crystal, name=f"X[{position}]"))
+            crystal = as_crystal(structure, name)
+            edges.append(find_edges(crystal, name=name))
         except (StructureError, TypeError) as error:
             if raise_errors:
                 raise
@@ -74,6 +79,7 @@ def build_graphs(
 
 def compute_rows(
     structures: Sequence[Any],
+    names: Sequence[str],
     function: BatchFunction,
     *,
     per_site: bool,
@@ -89,6 +95,8 @@ def compute_rows(
     ----------
     structures : sequence
         Items of X.
+    names : sequence of str
+        What messages call them.
     function : callable
         Picklable, if ``n_jobs`` asks for other processes.
     per_site : bool
@@ -117,7 +125,7 @@ def compute_rows(
     work = (
         joblib.delayed(_compute_chunk)(
             structures[start : start + CHUNK],
-            start,
+            names[start : start + CHUNK],
             function,
             per_site,
             max_edges,
@@ -130,26 +138,26 @@ def compute_rows(
     rows: list[NDArray | None] = []
     elements: set[int] = set()
     errors: dict[int, str] = {}
-    options = progress if isinstance(progress, dict) else {}
-    with tqdm(total=len(structures), unit="crystal", disable=not progress, **options) as bar:
+    options = {"total": len(structures), "unit": "crystal", "disable": progress is False}
+    with tqdm(**options | (progress if isinstance(progress, dict) else {})) as bar:
         for chunk_rows, chunk_elements, chunk_errors in parallel(work):
+            errors |= {len(rows) + i: text for i, text in chunk_errors.items()}
             rows += chunk_rows
             elements |= chunk_elements
-            errors |= chunk_errors
             bar.update(len(chunk_rows))
     return rows, np.array(sorted(elements), dtype=np.int64), errors
 
 
 def _compute_chunk(
     structures: Sequence[Any],
-    first: int,
+    names: Sequence[str],
     function: BatchFunction,
     per_site: bool,
     max_edges: int,
     device: str,
     raise_errors: bool,
 ) -> tuple[list[NDArray | None], set[int], dict[int, str]]:
-    graphs, good, errors = build_graphs(structures, first, raise_errors)
+    graphs, good, errors = build_graphs(structures, names, raise_errors)
     rows: list[NDArray | None] = [None] * len(structures)
     if graphs is None:
         return rows, set(), errors
@@ -158,5 +166,5 @@ def _compute_chunk(
             output = function(graphs.batch(crystals).to(device)).cpu().numpy()
         n_rows = graphs.n_sites[crystals] if per_site else np.ones_like(crystals)
         for crystal, piece in zip(crystals, np.split(output, np.cumsum(n_rows)[:-1]), strict=True):
-            rows[good[crystal] - first] = piece
+            rows[good[crystal]] = piece
     return rows, set(graphs.numbers.tolist()), errors

@@ -60,7 +60,7 @@ class SSLFeaturizer(BaseFeaturizer):
         WeightsError
             If the weights do not exist or are damaged.
         """
-        as_structure_list(X)
+        self._check_kind(X)
         self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
         return self
@@ -101,6 +101,10 @@ class SSLFeaturizer(BaseFeaturizer):
     def _layers(self) -> tuple[Layer, ...]:
         return resolve_layers(self.layers, self._pretrained(), self._takes_cell)
 
+    def _check_kind(self, X: Any) -> None:
+        """Raise an error if ``X`` can be no list of structures."""
+        as_structure_list(X)
+
     def _check_parameters(self) -> None:
         self._layers()
         check_device(self.device)
@@ -114,11 +118,16 @@ class SSLFeaturizer(BaseFeaturizer):
             )
 
     def _rows(
-        self, structures: Sequence[Any], on_error: str, progress: bool | dict[str, Any]
+        self,
+        structures: Sequence[Any],
+        names: Sequence[str],
+        on_error: str,
+        progress: bool | dict[str, Any],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         self._check_parameters()
         rows, elements, errors = compute_rows(
             structures,
+            names,
             self._function(),
             per_site=not self._takes_cell,
             max_edges=self.batch_size,
@@ -141,13 +150,15 @@ class SSLFeaturizer(BaseFeaturizer):
     def _rows_for_matminer(
         self,
         structures: list[Any],
+        names: list[str],
         ignore_errors: bool,
         return_errors: bool,
         pbar: bool | dict[str, Any],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         if return_errors and not self._ignores(ignore_errors):
             raise ValueError("return_errors=True needs ignore_errors=True")
-        return self._rows(structures, "nan" if self._ignores(ignore_errors) else "raise", pbar)
+        on_error = "nan" if self._ignores(ignore_errors) else "raise"
+        return self._rows(structures, names, on_error, pbar)
 
     def _ignores(self, ignore_errors: bool) -> bool:
         """Say whether matminer's parameter or our own lets bad structures pass."""

@@ -46,6 +46,11 @@ class Crystal(NamedTuple):
         return f"{name} ({_reduced(Composition(counts))})"
 
 
+def positions(n: int, first: int = 0) -> list[str]:
+    """Return what messages call ``n`` items of X."""
+    return [f"X[{i}]" for i in range(first, first + n)]
+
+
 def as_structure_list(X: Any) -> list[Any]:
     """Return the items of ``X`` as a list without looking into them.
 
@@ -123,7 +128,8 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
     if not isinstance(structure, IStructure):
         raise TypeError(
             f"{name} is a {type(structure).__name__}, not a pymatgen Structure; "
-            "convert it first, e.g. Structure.from_file(path) or AseAtomsAdaptor.get_structure(atoms)"
+            "convert it first, e.g. with Structure.from_file(path), from_str(text, fmt='cif'), from_dict(d) or "
+            "AseAtomsAdaptor.get_structure(atoms)"
         )
     if len(structure) == 0:
         raise StructureError(f"{name} has no sites; drop it")
@@ -249,7 +255,7 @@ def too_close(label: str, i: int, j: int, distance: float) -> StructureError:
     """Return the error for two atoms on top of each other."""
     return StructureError(
         f"{label}: sites {i} and {j} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å; "
-        "merge them (structure.merge_sites) or drop the structure"
+        f"keep one of them (structure.merge_sites({MIN_DISTANCE}, mode='delete')) or drop the structure"
     )
 
 
@@ -268,7 +274,7 @@ def _atomic_number(site: Any) -> int:
     except AttributeError:  # of pymatgen, which looks whether the site is ordered
         raise ValueError(
             f"is disordered ({site.species_string}); order it first, e.g. with "
-            "pymatgen's OrderDisorderedStructureTransformation"
+            "pymatgen's OrderDisorderedStructureTransformation(no_oxi_states=True)"
         ) from None
     element = getattr(specie, "element", specie)
     if not isinstance(element, Element):
@@ -278,7 +284,7 @@ def _atomic_number(site: Any) -> int:
     if element.name in ("D", "T"):
         raise ValueError(
             f"is {element.name}, and isotopes are not told apart; "
-            f"use structure.replace_species({{'{element.name}': 'H'}})"
+            "use structure.replace(i, 'H') for each such site i"
         )
     if element.Z > MAX_ATOMIC_NUMBER:
         raise ValueError(

@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.metrics.pairwise import euclidean_distances, manhattan_distances
 from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-Matrix = NDArray[np.float64]
+from ssl_matfeat._kernel_search import (
+    KERNELS,
+    Kernel,
+    Matrix,
+    Point,
+    descend,
+    inner_error,
+    inner_predictions,
+    median_of_pairs,
+    search_delta,
+    search_weights,
+    solve,
+)
 
-
-class Kernel(NamedTuple):
-    """A distance that adds up over blocks, and the kernel as a function of their weighted sum."""
-
-    distance: Callable[..., Matrix]
-    """Between the rows of one matrix or of two."""
-    of_distance: Callable[[Matrix], Matrix]
-    """May overwrite what it is given."""
-    scales: tuple[float, ...]
-    alphas: tuple[float, ...]
-    """The search starts from the best of these sums of all weights and penalties."""
-
-
-def _exponential(distance: Matrix) -> Matrix:
-    return np.exp(-distance, out=distance)
-
-
-def _matern(distance: Matrix) -> Matrix:
-    root = np.sqrt(np.multiply(3, distance, out=distance), out=distance)
-    decay = np.exp(-root)
-    root += 1
-    return np.multiply(root, decay, out=root)
-
-
-_squared = partial(euclidean_distances, squared=True)
-_SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
-_ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-KERNELS = {
-    # Its tails are long, so that it may be wider, and then wants a smaller penalty.
-    "matern": Kernel(_squared, _matern, (0.003, 0.01, *_SCALES), (1e-5, *_ALPHAS)),
-    "rbf": Kernel(_squared, _exponential, _SCALES, _ALPHAS),
-    "laplacian": Kernel(manhattan_distances, _exponential, _SCALES, _ALPHAS),
-}
-_LEAST_ALPHA = 1e-8
-"""Below this, equal samples make a kernel singular in double precision."""
-_MAX_ROUNDS = 4
+_LOSSES = ("huber", "squared")
 _MAX_ENTRIES = 2**24
 """Of the kernel between training samples and those predicted at a time: 128 MB."""
-_LEAST_GAIN = 2e-3
-"""Part by which a step must lower the error: smaller gains are noise of the inner folds."""
 
 
 class BlockKernelRidge(RegressorMixin, BaseEstimator):
@@ -73,6 +45,9 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
     5.1). Scale columns first. A fit takes up to 32 n² bytes of memory, 3 GB for 10 000 samples, and time with n³; its
     search on m samples takes some 8 (n_blocks + 4) m² bytes.
 
+    Copies of a sample among the training samples tell an inner fold what it should predict, so that the penalty comes
+    out too small: drop duplicates first, or keep one of the crystals that differ in nothing but noise.
+
     Parameters
     ----------
     block_sizes : sequence of int or None, default=None
@@ -87,9 +62,13 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
     max_search : int, default=1500
         Search on at most so many random samples.
     max_refine : int, default=4000
-        More samples want a narrower kernel and a smaller penalty: if there are more than ``max_search``, these two are
-        searched again on at most so many, with the weights in proportion; 0 leaves that out. The winner is fitted to
-        all.
+        More samples want a narrower kernel and a smaller penalty: if there are more than ``max_search``, these (and
+        ``delta_``) are searched again on at most so many, with the weights in proportion; 0 leaves that out. The winner
+        is fitted to all.
+    loss : {"huber", "squared"}, default="huber"
+        ``"huber"`` squares residuals up to ``delta_`` and counts larger ones in proportion, so that a few samples that
+        nothing explains, such as failed calculations, do not bend the fit for all others (Huber, Ann. Math. Stat. 35,
+        73, 1964). ``delta_`` is searched too, and is infinite, which is ``"squared"``, unless less lowers the error.
     random_state : int, RandomState or None, default=0
         Of the inner folds and of those samples.
 
@@ -101,6 +80,8 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         The weights of the blocks.
     alpha_ : ndarray of shape (n_kernels,)
         The penalties.
+    delta_ : ndarray of shape (n_kernels,)
+        Up to where residuals are squared, in units of the target.
     inner_prediction_ : ndarray of shape (n_samples,)
         For each training sample the prediction of the inner fold that did not see it.
     n_features_in_ : int
@@ -127,6 +108,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         n_inner_folds: int = 3,
         max_search: int = 1500,
         max_refine: int = 4000,
+        loss: str = "huber",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.block_sizes = block_sizes
@@ -134,6 +116,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         self.n_inner_folds = n_inner_folds
         self.max_search = max_search
         self.max_refine = max_refine
+        self.loss = loss
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -163,43 +146,25 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         # Distances stay the same, and are exact for columns that are far from 0.
         self._center = X.mean(axis=0)
         X = X - self._center
-        blocks = np.split(X, self._starts, axis=1)
-        sizes = np.array([block.shape[1] for block in blocks])
         rng = check_random_state(self.random_state)
         order = rng.permutation(len(X))
-        rows = order[: self.max_search]
-        n_folds = min(self.n_inner_folds, len(rows))
+        n_folds = min(self.n_inner_folds, self.max_search, len(X))
         folds = KFold(n_folds, shuffle=True, random_state=rng.randint(2**31))
-        splits = list(folds.split(rows))
 
-        thetas, alphas, rates = [], [], []
         self.kernels_ = tuple(self.kernels)
-        for name in self.kernels_:
-            kernel = KERNELS[name]
-            scaled = np.empty((len(blocks), len(rows), len(rows)))
-            for distance, block in zip(scaled, blocks, strict=True):
-                distance[:] = kernel.distance(block[rows])
-            medians = np.array([_median_of_pairs(distance) for distance in scaled])
-            scaled /= medians[:, None, None]
-            error = _inner_error(scaled, kernel, y[rows], splits)
-            theta, alpha = _search(kernel, sizes / sizes.sum(), error)
-            if min(len(X), self.max_refine) > self.max_search:
-                some = order[: self.max_refine]
-                distance = self._distance(kernel, theta / medians, X[some], X[some])
-                error = _inner_error(distance[None], kernel, y[some], list(folds.split(some)))
-                (factor,), alpha = _descend(np.ones(1), alpha, np.ones(1), error)
-                theta = factor * theta
-            thetas.append(theta)
-            alphas.append(alpha)
-            rates.append(theta / medians)
-        self.theta_, self.alpha_ = np.array(thetas), np.array(alphas)
+        found = [self._search(KERNELS[name], X, y, order, folds) for name in self.kernels_]
+        points = [point for point, _ in found]
+        rates = [rate for _, rate in found]
+        self.theta_ = np.array([point.theta for point in points])
+        self.alpha_ = np.array([point.alpha for point in points])
+        self.delta_ = np.array([point.delta for point in points])
 
         self.X_fit_, self.y_mean_, self._rates = X, float(y.mean()), np.array(rates)
         inner, dual = [], []
-        for k, alpha in enumerate(self.alpha_):
+        for k, point in enumerate(points):
             kernel_matrix = self._kernel(k, X)
-            inner.append(_inner_predictions(kernel_matrix, y, alpha, list(folds.split(X))))
-            dual.append(_solve(kernel_matrix, y - self.y_mean_, alpha))
+            inner.append(inner_predictions(kernel_matrix, y, point, list(folds.split(X))))
+            dual.append(solve(kernel_matrix, y - self.y_mean_, point.alpha, point.delta))
         self.inner_prediction_ = np.mean(inner, axis=0)
         self.dual_coef_ = np.array(dual)
         return self
@@ -234,6 +199,39 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False) - self._center
         return np.mean([self._kernel(k, X) for k in range(len(self.kernels_))], axis=0)
 
+    def _search(
+        self, kernel: Kernel, X: Matrix, y: Matrix, order: NDArray[np.int64], folds: KFold
+    ) -> tuple[Point, Matrix]:
+        """Return the best parameters, and the factor of each block's distance, (n_blocks,)."""
+        rows = order[: self.max_search]
+        splits = list(folds.split(rows))
+        blocks = np.split(X[rows], self._starts, axis=1)
+        sizes = np.array([block.shape[1] for block in blocks])
+        scaled = np.empty((len(blocks), len(rows), len(rows)))
+        for distance, block in zip(scaled, blocks, strict=True):
+            distance[:] = kernel.distance(block)
+        medians = np.array([median_of_pairs(distance) for distance in scaled])
+        scaled /= medians[:, None, None]
+        error = inner_error(scaled, kernel, y[rows], splits)
+        best = search_weights(kernel, sizes / sizes.sum(), error)
+        theta, best = best.theta, best._replace(theta=np.ones(1))
+
+        # From here on the weights stay in proportion, and are one.
+        whole = np.tensordot(theta, scaled, axes=1)
+        if self.loss == "huber":
+            predicted = inner_predictions(kernel.of_distance(whole.copy()), y[rows], best, splits)
+            typical = float(np.median(np.abs(predicted - y[rows])))
+            if typical > 0:
+                error = inner_error(whole[None], kernel, y[rows], splits)
+                best = search_delta(best, kernel, typical, error)
+        if min(len(X), self.max_refine) > self.max_search:
+            some = order[: self.max_refine]
+            whole = self._distance(kernel, theta / medians, X[some], X[some])
+            error = inner_error(whole[None], kernel, y[some], list(folds.split(some)))
+            best = descend(best, np.ones(1), error)
+        best = best._replace(theta=best.theta * theta)
+        return best, best.theta / medians
+
     def _kernel(self, k: int, X: Matrix) -> Matrix:
         """Return kernel number ``k`` between ``X`` and the training samples, (n, n_training)."""
         kernel = KERNELS[self.kernels_[k]]
@@ -252,8 +250,15 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         check_scalar(self.n_inner_folds, "n_inner_folds", Integral, min_val=2)
         check_scalar(self.max_search, "max_search", Integral, min_val=2)
         check_scalar(self.max_refine, "max_refine", Integral, min_val=0)
-        if not self.kernels or any(kernel not in KERNELS for kernel in self.kernels):
-            raise ValueError(f"kernels must be of {list(KERNELS)}, got {self.kernels!r}")
+        is_tuple = isinstance(self.kernels, tuple | list)
+        if (
+            not is_tuple
+            or not self.kernels
+            or any(name not in list(KERNELS) for name in self.kernels)
+        ):
+            raise ValueError(f"kernels must be a tuple of {list(KERNELS)}, got {self.kernels!r}")
+        if self.loss not in _LOSSES:
+            raise ValueError(f"loss must be one of {_LOSSES}, got {self.loss!r}")
 
     def _block_starts(self, n_columns: int) -> NDArray[np.int64]:
         """Return where each block but the first begins."""
@@ -277,90 +282,3 @@ def _refuse_classes(y: Any) -> None:
             f"y holds classes (such as {values.flat[0]!r}), but BlockKernelRidge predicts numbers; take a classifier, "
             "such as sklearn.svm.SVC on the same columns or NEGNNClassifier"
         )
-
-
-Error = Callable[[Matrix, float], float]
-"""Weights and penalty → error over the inner folds."""
-Splits = list[tuple[Matrix, Matrix]]
-
-
-def _search(kernel: Kernel, shares: Matrix, error: Error) -> tuple[Matrix, float]:
-    """Return weights and penalty; a plain kernel's weights are as the ``shares`` of the columns, (n_blocks,)."""
-    best = min(
-        ((scale * shares, alpha) for scale in kernel.scales for alpha in kernel.alphas),
-        key=lambda point: error(*point),
-    )
-    return _descend(*best, shares, error)
-
-
-def _inner_error(distances: Matrix, kernel: Kernel, y: Matrix, splits: Splits) -> Error:
-    """Return the error as a function of weights and penalty, for scaled distances of each block, (n_blocks, n, n)."""
-    errors: dict[tuple[bytes, float], float] = {}
-
-    def error(theta: Matrix, alpha: float) -> float:
-        key = theta.tobytes(), alpha
-        if key not in errors:
-            similarity = kernel.of_distance(np.tensordot(theta, distances, axes=1))
-            try:
-                predicted = _inner_predictions(similarity, y, alpha, splits)
-            except np.linalg.LinAlgError:  # singular, for so small a penalty
-                errors[key] = np.inf
-            else:
-                errors[key] = np.abs(predicted - y).mean()
-        return errors[key]
-
-    return error
-
-
-def _descend(theta: Matrix, alpha: float, shares: Matrix, error: Error) -> tuple[Matrix, float]:
-    """Step along one coordinate after the other while that lowers the error."""
-    best, least = (theta, alpha), error(theta, alpha)
-    for _ in range(_MAX_ROUNDS):
-        before = least
-        for step in range(len(shares) + 2):
-            for point in _steps(*best, step, shares):
-                if error(*point) < (1 - _LEAST_GAIN) * least:
-                    best, least = point, error(*point)
-        if least == before:
-            break
-    return best
-
-
-def _steps(
-    theta: Matrix, alpha: float, step: int, shares: Matrix
-) -> Iterator[tuple[Matrix, float]]:
-    """Yield the neighbours of a point along one coordinate: a block's weight, all weights, or the penalty."""
-    n_blocks = len(theta)
-    if step < n_blocks:
-        present = theta[step] > 0
-        fresh = shares[step] * theta.sum() / 3
-        for weight in (0.0, theta[step] / 3, theta[step] * 3) if present else (fresh,):
-            changed = theta.copy()
-            changed[step] = weight
-            if changed.any():
-                yield changed, alpha
-    elif step == n_blocks:
-        yield from ((theta * factor, alpha) for factor in (0.5, 2.0))
-    else:
-        yield from ((theta, max(alpha * factor, _LEAST_ALPHA)) for factor in (0.1, 10.0))
-
-
-def _inner_predictions(kernel: Matrix, y: Matrix, alpha: float, splits: Splits) -> Matrix:
-    """Return for each sample the prediction of the inner fold that did not see it."""
-    predicted = np.empty_like(y)
-    for train, test in splits:
-        mean = y[train].mean()
-        dual = _solve(kernel[np.ix_(train, train)], y[train] - mean, alpha)
-        predicted[test] = kernel[np.ix_(test, train)] @ dual + mean
-    return predicted
-
-
-def _solve(kernel: Matrix, y: Matrix, alpha: float) -> Matrix:
-    """Return the dual coefficients; overwrites ``kernel``."""
-    kernel.flat[:: len(kernel) + 1] += alpha
-    return cho_solve(cho_factor(kernel, lower=True, overwrite_a=True), y)
-
-
-def _median_of_pairs(distance: Matrix) -> float:
-    """Return the median over pairs, or 1 where it is 0: most samples may be the same in a block."""
-    return float(np.median(distance[np.triu_indices(len(distance), 1)])) or 1.0

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import StructureError, crystal_from_arrays
+from ssl_matfeat._validation import StructureError, crystal_from_arrays, positions
 from ssl_matfeat.graph import CrystalGraphs, find_edges
 
 
 def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
     """Return the graphs of the usable structures, and position → message of the others."""
-    graphs, _, errors = build_graphs(structures, raise_errors=False)
+    graphs, _, errors = build_graphs(structures, positions(len(structures)), raise_errors=False)
     if graphs is None:
         raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
     return graphs, errors
@@ -35,7 +35,14 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
         )
     has_split = "split" in frame
     if has_split:
-        frame = frame[frame["split"].isin(["pretrain", "validation"])]
+        known = frame["split"].isin(["pretrain", "validation"])
+        if not known.any():
+            found = ", ".join(map(repr, frame["split"].unique()[:5]))
+            raise ValueError(
+                f"{path}: its column split holds {found}, but rows to use are marked 'pretrain' or 'validation'; "
+                "rename them, or drop the column for a random part to validate on"
+            )
+        frame = frame[known]
     crystals, edges, good, errors = [], [], [], {}
     rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
     for row, numbers, lattice, frac_coords in rows:

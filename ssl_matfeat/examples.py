@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
+from ssl_matfeat._validation import MAX_ATOMIC_NUMBER, positions
 from ssl_matfeat.blocks import Layer, SiteFeatures, channel_names, resolve_layers
 from ssl_matfeat.channels import cell_channels
 from ssl_matfeat.elements import indicator_table
@@ -135,7 +135,7 @@ class Dataset:
         StructureError, TypeError
             For the first bad structure.
         """
-        graphs, _, _ = build_graphs(structures, first)
+        graphs, _, _ = build_graphs(structures, positions(len(structures), first))
         assert graphs is not None  # a bad structure has raised
         if inputs.layers:
             inputs.pretrained.warn_of_unseen(graphs.numbers, stacklevel=3)

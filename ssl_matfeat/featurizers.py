@@ -15,7 +15,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from ssl_matfeat._compute import BatchFunction
 from ssl_matfeat._featurizer_base import DTYPES, SSLFeaturizer
-from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._validation import as_structure_list, positions
 from ssl_matfeat.blocks import (
     CrystalFeatures,
     Layer,
@@ -125,12 +125,14 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         StructureError, TypeError
             For the first bad structure, under ``on_error="raise"``.
         """
-        rows, self.errors_ = self._rows(as_structure_list(X), self.on_error, self.verbose)
+        structures = as_structure_list(X)
+        names = positions(len(structures))
+        rows, self.errors_ = self._rows(structures, names, self.on_error, self.verbose)
         return self._stack(rows)
 
     def featurize(self, structure: Structure) -> list[float]:
         """Return the features of one structure, as matminer wants them."""
-        rows, _ = self._rows([structure], "raise", False)
+        rows, _ = self._rows([structure], ["structure"], "raise", False)
         return self._stack(rows)[0].tolist()
 
     def featurize_many(
@@ -157,8 +159,17 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         -------
         list of list
         """
-        structures = [entry[0] for entry in _as_tuples(entries)]
-        rows, errors = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
+        tuples = _as_tuples(entries)
+        if any(len(entry) != 1 for entry in tuples):
+            raise ValueError(
+                "each entry must be one structure; give featurize_dataframe its column alone, or take "
+                "SSLAtomFeaturizer for the columns of a structure and a site"
+            )
+        structures = [entry[0] for entry in tuples]
+        names = positions(len(structures))
+        rows, errors = self._rows_for_matminer(
+            structures, names, ignore_errors, return_errors, pbar
+        )
         return _with_errors(self._stack(rows).tolist() if rows else [], errors, return_errors)
 
     def _stack(self, rows: list[NDArray | None]) -> NDArray[np.floating]:
@@ -267,7 +278,8 @@ class SSLAtomFeaturizer(SSLFeaturizer):
             For the first bad structure, under ``on_error="raise"``.
         """
         structures = as_structure_list(X)
-        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose)
+        names = positions(len(structures))
+        rows, self.errors_ = self._rows(structures, names, self.on_error, self.verbose)
         filled = self._fill(rows, structures)
         n_sites = [len(row) for row in filled]
         position = np.repeat(np.arange(len(filled)), n_sites)
@@ -282,7 +294,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
 
     def featurize(self, structure: Structure, idx: int) -> list[float]:
         """Return the features of site ``idx`` of one structure, as matminer wants them."""
-        rows, _ = self._rows([structure], "raise", False)
+        rows, _ = self._rows([structure], ["structure"], "raise", False)
         sites = self._fill(rows, [structure])[0]
         return sites[_site_number(idx, len(sites), "idx")].tolist()
 
@@ -314,7 +326,9 @@ class SSLAtomFeaturizer(SSLFeaturizer):
             )
         unique = {id(structure): structure for structure, _ in pairs}
         structures = list(unique.values())
-        rows, bad = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
+        first = {id(pairs[i][0]): f"X[{i}]" for i in reversed(range(len(pairs)))}
+        names = [first[key] for key in unique]
+        rows, bad = self._rows_for_matminer(structures, names, ignore_errors, return_errors, pbar)
         sites_of = dict(zip(unique, rows, strict=True))
         error_of = {id(structures[i]): text for i, text in bad.items()}
         blank = [float("nan")] * len(self.feature_labels())
@@ -335,6 +349,11 @@ class SSLAtomFeaturizer(SSLFeaturizer):
             else:
                 values.append(sites[number].tolist())
         return _with_errors(values, errors, return_errors)
+
+    def _check_kind(self, X: Any) -> None:
+        # matminer's fit_featurize_dataframe gives both columns.
+        pairs = isinstance(X, pd.DataFrame) and X.shape[1] == 2
+        super()._check_kind(X.iloc[:, 0] if pairs else X)
 
     def _fill(
         self, rows: list[NDArray | None], structures: Sequence[Any]

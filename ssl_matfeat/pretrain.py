@@ -275,6 +275,11 @@ class SSLPretrainer(BaseEstimator):
 
     def _check_tasks(self) -> tuple[dict[str, float], str]:
         tasks = {self.tasks: 1.0} if isinstance(self.tasks, str) else self.tasks
+        if not isinstance(tasks, Mapping):
+            raise TypeError(
+                "tasks must be a name, or a dict of names and weights such as {'predictive': 1.0, 'contrastive': 0.5}, "
+                f"got {tasks!r}"
+            )
         weights = {name: float(weight) for name, weight in tasks.items()}
         if not weights or any(name not in TASKS for name in weights):
             raise ValueError(f"tasks must be of {list(TASKS)}, got {self.tasks!r}")

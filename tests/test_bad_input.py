@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 from conftest import bcc, fcc, graphene, perovskite, rock_salt, simple_cubic
 from pymatgen.core import DummySpecies, Element, Lattice, Molecule, Species, Structure
+from pymatgen.transformations.standard_transformations import (
+    OrderDisorderedStructureTransformation,
+)
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
 
@@ -57,9 +60,9 @@ BAD = {
     "deuterium": (
         one("D"),
         StructureError,
-        "site 0 is D, and isotopes are not told apart; use structure.replace_species({'D': 'H'})",
+        "site 0 is D, and isotopes are not told apart; use structure.replace(i, 'H')",
     ),
-    "tritium": (one(Species("T", 1)), StructureError, "use structure.replace_species({'T': 'H'})"),
+    "tritium": (one(Species("T", 1)), StructureError, "use structure.replace(i, 'H')"),
     "too heavy": (
         Structure(Lattice.cubic(3), ["O", Element("Og")], [[0, 0, 0], [0.5] * 3]),
         StructureError,
@@ -93,7 +96,7 @@ BAD = {
     "too close": (
         two([0.05, 0, 0]),
         StructureError,
-        "X[1] (FeO): sites 0 and 1 are 0.150 Å apart, closer than 0.3 Å; merge them",
+        "X[1] (FeO): sites 0 and 1 are 0.150 Å apart, closer than 0.3 Å; keep one of them",
     ),
     "on top": (
         two([1, 0, 0]),
@@ -317,3 +320,13 @@ def test_atoms_have_no_cell_channels(sites):
     bad = SSLAtomFeaturizer(**{**sites.get_params(), "layers": ("cell",)})
     with pytest.raises(ValueError, match="there is no layer 'cell' here"):
         bad.fit([bcc()])
+
+
+def test_ways_out_that_the_messages_name_lead_out(featurizer):
+    close = two([0.05, 0, 0])
+    close.merge_sites(0.3, mode="delete")
+    tritium = one(Species("T", 1))
+    tritium.replace(0, "H")
+    alloy = Structure(Lattice.cubic(3), [{"Fe": 0.5, "Co": 0.5}] * 2, [[0, 0, 0], [0.5] * 3])
+    ordered = OrderDisorderedStructureTransformation(no_oxi_states=True).apply_transformation(alloy)
+    assert np.isfinite(featurizer.fit_transform([close, tritium, ordered])).all()

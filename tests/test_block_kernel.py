@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import r2_score
@@ -12,7 +13,9 @@ from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer
-from ssl_matfeat.block_kernel import KERNELS, _inner_error
+from ssl_matfeat._kernel_search import KERNELS, Point, inner_error, solve
+
+LOSSES = ("huber", "squared")
 
 
 @pytest.fixture
@@ -134,8 +137,10 @@ def test_sizes_that_do_not_fit(telling_and_noise, sizes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernels": ("cosine",)}, "kernels must be of"),
-        ({"kernels": ()}, "kernels must be of"),
+        ({"kernels": ("cosine",)}, "kernels must be a tuple of"),
+        ({"kernels": ()}, "kernels must be a tuple of"),
+        ({"kernels": "matern"}, "kernels must be a tuple of"),
+        ({"loss": "absolute"}, "loss must be one of"),
         ({"n_inner_folds": 1}, "n_inner_folds"),
         ({"max_search": 0}, "max_search"),
         ({"max_refine": -1}, "max_refine"),
@@ -180,6 +185,41 @@ def test_parameters_set_after_the_fit_change_no_prediction(telling_and_noise):
     assert np.array_equal(model.set_params(kernels=("laplacian",)).predict(X[200:]), before)
 
 
+def test_huber_is_the_minimum_of_its_objective():
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(size=40))[:, None]
+    y = np.sin(6 * x[:, 0]) + 0.1 * rng.normal(size=40)
+    y[::8] += 3
+    kernel, alpha, delta = rbf_kernel(x, gamma=10), 0.05, 0.2
+
+    def objective(dual):
+        r = np.abs(y - kernel @ dual)
+        loss = np.where(r <= delta, r**2, 2 * delta * r - delta**2)
+        return loss.sum() + alpha * dual @ kernel @ dual
+
+    least = minimize(objective, np.zeros(40), method="L-BFGS-B", options={"maxfun": 10**6}).fun
+    assert objective(solve(kernel, y, alpha, delta)) < 1.02 * least
+    assert objective(solve(kernel, y, alpha, np.inf)) > 1.3 * least
+
+
+def test_outliers_do_not_bend_the_fit_for_others(telling_and_noise):
+    X, y = telling_and_noise
+    X, clean = X[:, :2], y.copy()
+    y[:200:10] += 20
+    huber, squared = (BlockKernelRidge(loss=loss).fit(X[:200], y[:200]) for loss in LOSSES)
+    errors = [np.abs(m.predict(X[200:]) - clean[200:]).mean() for m in (huber, squared)]
+    assert errors[0] < errors[1] / 2
+    assert huber.delta_[0] < 1
+    assert np.isinf(squared.delta_[0])
+
+
+def test_without_outliers_huber_is_squared(telling_and_noise):
+    X, y = telling_and_noise
+    huber, squared = (BlockKernelRidge((2, 40), loss=loss).fit(X[:200], y[:200]) for loss in LOSSES)
+    assert np.isinf(huber.delta_[0])
+    assert np.array_equal(huber.predict(X[200:]), squared.predict(X[200:]))
+
+
 def test_small_weights_are_told_apart():
     """Of a thousand blocks each weighs next to nothing."""
     rng = np.random.default_rng(0)
@@ -187,5 +227,5 @@ def test_small_weights_are_told_apart():
     y = X.sum(axis=1)
     distance = euclidean_distances(X, squared=True)[None]
     splits = list(KFold(3).split(X))
-    error = _inner_error(distance, KERNELS["matern"], y, splits)
-    assert error(np.array([1e-7]), 1e-6) != error(np.array([4e-7]), 1e-6)
+    error = inner_error(distance, KERNELS["matern"], y, splits)
+    assert error(Point(np.array([1e-7]), 1e-6)) != error(Point(np.array([4e-7]), 1e-6))

@@ -79,6 +79,18 @@ def test_matminer_frame_keeps_structures_targets_and_index():
     assert frame["structure"].iloc[1] == iron.as_dict()
 
 
+def test_other_columns_stay_whatever_their_names():
+    frame = pd.DataFrame({"structure": [Structure(Lattice.cubic(2.9), ["Fe"], [[0, 0, 0]])]})
+    frame = frame.assign(lattice="cubic", numbers=1)
+    assert list(load_dataset(frame)) == ["lattice", "numbers", "structure"]
+
+
+def test_damaged_dict_is_named_by_its_row():
+    damaged = {"@module": "pymatgen.core.structure", "@class": "Structure", "sites": []}
+    with pytest.raises(ValueError, match=r"row 0: column 'structure' holds the dict.*lattice"):
+        load_dataset(pd.DataFrame({"structure": [damaged]}))
+
+
 def test_unknown_name_lists_what_is_there(data_home):
     with pytest.raises(FileNotFoundError, match=r"'sugars': no file .*sugars\.parquet.* salts"):
         load_dataset("sugars", data_home=data_home)

@@ -1,5 +1,9 @@
 """The matminer side: featurize one or many, data frames, and matminer's own featurizers around ours."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,6 +154,29 @@ def test_on_error_holds_for_matminers_methods_too(crystals, frame):
     assert result[crystals.feature_labels()].isna().all(axis=1).tolist() == [False] * 3 + [True]
 
 
+def test_bad_entry_is_named_by_its_row(sites, crystals):
+    frame = pd.DataFrame({"structure": [rock_salt()] * 3 + [ALLOY], "site": [0, 1, 2, 0]})
+    with pytest.raises(StructureError, match=r"^X\[3\] \(Fe0.5Co0.5\)"):
+        sites.featurize_dataframe(frame, ["structure", "site"], pbar=False)
+    with pytest.raises(StructureError, match=r"^structure \(Fe0.5Co0.5\)"):
+        crystals.featurize(ALLOY)
+
+
+def test_columns_of_sites_are_for_the_atom_featurizer_alone(sites, crystals):
+    frame = pd.DataFrame({"structure": [rock_salt()] * 2, "site": [0, 1]})
+    with pytest.raises(ValueError, match="SSLAtomFeaturizer"):
+        crystals.featurize_dataframe(frame.copy(), ["structure", "site"], pbar=False)
+    found = sites.fit_featurize_dataframe(frame.copy(), ["structure", "site"], pbar=False)
+    assert_close(found[sites.feature_labels()], sites.transform([rock_salt()])[:2])
+
+
+def test_options_of_the_progress_bar(crystals, frame, capsys):
+    crystals.featurize_dataframe(frame.copy(), "structure", pbar={"disable": True})
+    assert capsys.readouterr().err == ""
+    crystals.featurize_dataframe(frame.copy(), "structure", pbar={"unit": "salt"})
+    assert "salt/s" in capsys.readouterr().err
+
+
 def test_citations_follow_layers_and_weights(crystals):
     def cited(featurizer):
         return {entry.split("{")[1].split(",")[0] for entry in featurizer.citations()}
@@ -190,6 +217,29 @@ def test_inside_multiple_featurizer(crystals, frame):
     assert_close(result[crystals.feature_labels()], crystals.transform(frame["structure"]))
     assert result["density"].tolist() == [density.featurize(s)[0] for s in frame["structure"]]
     assert set(crystals.citations()) <= set(both.citations())
+
+
+IN_A_POOL = """
+from matminer.featurizers.base import MultipleFeaturizer
+from matminer.featurizers.structure import DensityFeatures
+from ssl_matfeat import SSLStructureFeaturizer, load_elastic
+
+frame = load_elastic().head(12)[["structure"]].copy()
+ours = SSLStructureFeaturizer()
+expected = ours.fit_transform(frame["structure"])
+both = MultipleFeaturizer([DensityFeatures(), ours])
+both.set_n_jobs(2)
+found = both.featurize_dataframe(frame, "structure", pbar=False)[ours.feature_labels()]
+print(abs(found.to_numpy() - expected).max() < 1e-3)
+"""
+
+
+def test_pool_of_forked_processes_does_not_wait_for_ever():
+    """The threads of torch that ran before the fork are not there after it."""
+    free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-W", "ignore", "-c", IN_A_POOL]
+    ran = subprocess.run(command, env=free, capture_output=True, text=True, timeout=200, check=True)
+    assert ran.stdout == "True\n"
 
 
 def test_site_statistics_over_our_sites(sites):

@@ -24,6 +24,7 @@ ORDER = [
     "_citations",
     "_featurizer_base",
     "featurizers",
+    "_kernel_search",
     "block_kernel",
     "devices",
     "training",

@@ -196,6 +196,17 @@ def test_wrong_tasks_are_refused(tasks, message, small_crystals):
         SSLPretrainer(tasks).fit(small_crystals[0])
 
 
+def test_tasks_in_a_list_are_refused(small_crystals):
+    with pytest.raises(TypeError, match=r"dict of names and weights.*\['predictive'\]"):
+        SSLPretrainer(["predictive"]).fit(small_crystals[0])
+
+
+def test_parquet_whose_split_has_other_names(small_crystals, tmp_path):
+    path = write_parquet(small_crystals[0][:4], tmp_path / "named.parquet", split=["train"] * 4)
+    with pytest.raises(ValueError, match=r"column split holds 'train'.*'pretrain' or 'validation'"):
+        SSLPretrainer("predictive").fit(path)
+
+
 def test_losses_of_tasks_are_weighed_and_added(small_crystals):
     encoder = untrained("cgcnn").encoder
     batch = batch_of(*small_crystals[0][:8], dtype=torch.float32)

@@ -18,7 +18,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ssl_matfeat.block_kernel import KERNELS, BlockKernelRidge
+from ssl_matfeat._kernel_search import KERNELS
+from ssl_matfeat.block_kernel import BlockKernelRidge
 
 N_INNER_FOLDS = 3
 Matrix = NDArray[np.float64]
@@ -151,8 +152,10 @@ def _selected_trees(seed: int) -> Pipeline:
     return make_pipeline(_imputer(), select, _trees(seed))
 
 
-def _block_kernel(kernels: tuple[str, ...], seed: int, block_sizes: tuple[int, ...]) -> Pipeline:
-    head = BlockKernelRidge(block_sizes, kernels=kernels, random_state=seed)
+def _block_kernel(
+    kernels: tuple[str, ...], loss: str, seed: int, block_sizes: tuple[int, ...]
+) -> Pipeline:
+    head = BlockKernelRidge(block_sizes, kernels=kernels, loss=loss, random_state=seed)
     return make_pipeline(_imputer(), StandardScaler(), head)
 
 
@@ -166,9 +169,10 @@ HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
     "KRR": lambda seed, _: make_pipeline(
         _imputer(), StandardScaler(), KernelRidgeCV(random_state=seed)
     ),
-    # Hand-made features do better with the former, learned ones with the latter.
-    "BKR": partial(_block_kernel, ("laplacian", "rbf")),
-    "MKR": partial(_block_kernel, ("matern",)),
+    # Hand-made features do better with the first, learned ones with the others.
+    "BKR": partial(_block_kernel, ("laplacian", "rbf"), "squared"),
+    "MKR": partial(_block_kernel, ("matern",), "squared"),
+    "HKR": partial(_block_kernel, ("matern",), "huber"),
     "ridge": lambda *_: make_pipeline(
         _imputer(), StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15))
     ),
@@ -176,7 +180,9 @@ HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
 """Name → unfitted pipeline, of a seed and the sizes of the feature set's blocks."""
 
 AVERAGES = {
-    f"{trees}+{kernel}": (trees, kernel) for kernel in ("BKR", "MKR") for trees in ("ET", "SET")
+    f"{trees}+{kernel}": (trees, kernel)
+    for kernel in ("BKR", "MKR", "HKR")
+    for trees in ("ET", "SET")
 }
 """Heads whose predictions are the mean of other heads'."""
 

@@ -33,7 +33,10 @@ ROWS = [
     *(f"raw+{name}" for name in list_weights() if name != "default"),
     "magpie+structural",
 ]
-HEADS = ["ET", "SET", "BKR", "MKR", "ET+BKR", "SET+BKR", "ET+MKR", "SET+MKR"]
+HEADS = [
+    *("ET", "SET", "BKR", "MKR", "HKR"),
+    *("ET+BKR", "SET+BKR", "ET+MKR", "SET+MKR", "ET+HKR", "SET+HKR"),
+]
 
 if __name__ == "__main__":
     typer.run(table_command(TASKS, ROWS, HEADS))

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
-from pymatgen.core import Element, Structure
+from pymatgen.core import Element, IStructure, Structure
 
 DATA_HOME_VARIABLE = "SSL_MATFEAT_DATA"
 BUNDLED_FILE = Path(__file__).parent / "elastic_2015.parquet"
@@ -127,11 +127,11 @@ def load_dataset(
             f"got {type(path_or_name).__name__}"
         )
     structures = pd.Series(_structures(frame, source), index=frame.index, dtype=object)
-    others = frame.drop(columns=["structure", *ARRAY_COLUMNS], errors="ignore")
-    return others.assign(structure=structures)
+    read = ["structure"] if "structure" in frame else list(ARRAY_COLUMNS)
+    return frame.drop(columns=read).assign(structure=structures)
 
 
-def structures_from_frame(frame: pd.DataFrame) -> list[Structure]:
+def structures_from_frame(frame: pd.DataFrame) -> list[IStructure]:
     """Return the structure of every row of a frame.
 
     Parameters
@@ -194,7 +194,7 @@ def _find(path_or_name: str, data_home: str | os.PathLike[str] | None) -> Path:
     return named
 
 
-def _structures(frame: pd.DataFrame, source: str) -> list[Structure]:
+def _structures(frame: pd.DataFrame, source: str) -> list[IStructure]:
     if "structure" in frame:
         return [
             _as_structure(item, f"{source}, row {row}")
@@ -211,13 +211,19 @@ def _structures(frame: pd.DataFrame, source: str) -> list[Structure]:
     return [_from_arrays(*arrays, name=f"{source}, row {row}") for row, arrays in enumerate(rows)]
 
 
-def _as_structure(item: object, name: str) -> Structure:
+def _as_structure(item: object, name: str) -> IStructure:
     if isinstance(item, dict) and item.get("@class") == "Structure":
-        return Structure.from_dict(item)
-    if not isinstance(item, Structure):
+        try:
+            return Structure.from_dict(item)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: column 'structure' holds the dict of a Structure that is damaged ({error!r}); repair or drop "
+                "the row"
+            ) from error
+    if not isinstance(item, IStructure):
         raise TypeError(
             f"{name}: column 'structure' holds a {type(item).__name__}, not a pymatgen Structure; "
-            "convert it first, e.g. Structure.from_file(path) or Structure.from_dict(d)"
+            "convert it first, e.g. with Structure.from_file(path), from_str(text, fmt='cif') or from_dict(d)"
         )
     return item
 
