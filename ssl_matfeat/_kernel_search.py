@@ -101,10 +101,15 @@ def inner_predictions(kernel: Matrix, y: Matrix, point: Point, splits: Splits) -
     """Return for each sample the prediction of the inner fold that did not see it, (n,)."""
     predicted = np.empty_like(y)
     for train, test in splits:
-        mean = y[train].mean()
-        dual = solve(kernel[np.ix_(train, train)], y[train] - mean, point.alpha, point.delta)
-        predicted[test] = kernel[np.ix_(test, train)] @ dual + mean
+        center = center_of(y[train], point.delta)
+        dual = solve(kernel[np.ix_(train, train)], y[train] - center, point.alpha, point.delta)
+        predicted[test] = kernel[np.ix_(test, train)] @ dual + center
     return predicted
+
+
+def center_of(y: Matrix, delta: float) -> float:
+    """Return what is predicted far from all samples: the mean, and the median where outliers shall count little."""
+    return float(y.mean() if np.isinf(delta) else np.median(y))
 
 
 def inner_error(distances: Matrix, kernel: Kernel, y: Matrix, splits: Splits) -> Error:

@@ -18,6 +18,7 @@ from ssl_matfeat._kernel_search import (
     Kernel,
     Matrix,
     Point,
+    center_of,
     descend,
     inner_error,
     inner_predictions,
@@ -82,6 +83,8 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         The penalties.
     delta_ : ndarray of shape (n_kernels,)
         Up to where residuals are squared, in units of the target.
+    center_ : ndarray of shape (n_kernels,)
+        What is predicted far from all training samples: the mean of their targets, or under Huber's loss the median.
     inner_prediction_ : ndarray of shape (n_samples,)
         For each training sample the prediction of the inner fold that did not see it.
     n_features_in_ : int
@@ -159,12 +162,13 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         self.alpha_ = np.array([point.alpha for point in points])
         self.delta_ = np.array([point.delta for point in points])
 
-        self.X_fit_, self.y_mean_, self._rates = X, float(y.mean()), np.array(rates)
+        self.X_fit_, self._rates = X, np.array(rates)
+        self.center_ = np.array([center_of(y, point.delta) for point in points])
         inner, dual = [], []
-        for k, point in enumerate(points):
+        for k, (point, center) in enumerate(zip(points, self.center_, strict=True)):
             kernel_matrix = self._kernel(k, X)
             inner.append(inner_predictions(kernel_matrix, y, point, list(folds.split(X))))
-            dual.append(solve(kernel_matrix, y - self.y_mean_, point.alpha, point.delta))
+            dual.append(solve(kernel_matrix, y - center, point.alpha, point.delta))
         self.inner_prediction_ = np.mean(inner, axis=0)
         self.dual_coef_ = np.array(dual)
         return self
@@ -178,7 +182,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         for start in range(0, len(X), n_rows):
             some = X[start : start + n_rows]
             each = [self._kernel(k, some) @ dual for k, dual in enumerate(self.dual_coef_)]
-            pieces.append(np.mean(each, axis=0) + self.y_mean_)
+            pieces.append(np.mean(each, axis=0) + self.center_.mean())
         return np.concatenate(pieces)
 
     def similarity(self, X: Any) -> Matrix:
@@ -193,7 +197,7 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, n_training)
             From 0 to 1, the mean over the kernels; 1 for a training sample itself. A prediction rests on the most
-            similar ones, and where none is similar it falls back to the mean of the training targets.
+            similar ones, and where none is similar it falls back to ``center_``.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False) - self._center
@@ -220,7 +224,8 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
         whole = np.tensordot(theta, scaled, axes=1)
         if self.loss == "huber":
             predicted = inner_predictions(kernel.of_distance(whole.copy()), y[rows], best, splits)
-            typical = float(np.median(np.abs(predicted - y[rows])))
+            # Errors of a fit that outliers have bent may be larger than the targets of the others differ.
+            typical = min(_typical(predicted - y[rows]), _typical(y[rows] - np.median(y[rows])))
             if typical > 0:
                 error = inner_error(whole[None], kernel, y[rows], splits)
                 best = search_delta(best, kernel, typical, error)
@@ -272,6 +277,10 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
                 "after them, and leave out steps before that drop columns"
             )
         return np.cumsum(sizes.astype(np.int64))[:-1]
+
+
+def _typical(deviation: Matrix) -> float:
+    return float(np.median(np.abs(deviation)))
 
 
 def _refuse_classes(y: Any) -> None:
