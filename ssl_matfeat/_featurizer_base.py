@@ -63,6 +63,7 @@ class SSLFeaturizer(BaseFeaturizer):
         self._check_kind(X)
         self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
+        check_device(self.device)
         return self
 
     def feature_labels(self) -> list[str]:
@@ -107,7 +108,6 @@ class SSLFeaturizer(BaseFeaturizer):
 
     def _check_parameters(self) -> None:
         self._layers()
-        check_device(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         if self.on_error not in ("raise", "nan"):
@@ -125,6 +125,7 @@ class SSLFeaturizer(BaseFeaturizer):
         progress: bool | dict[str, Any],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         self._check_parameters()
+        check_device(self.device)
         rows, elements, errors = compute_rows(
             structures,
             names,

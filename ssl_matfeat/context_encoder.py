@@ -220,7 +220,9 @@ class ContextEncoder(nn.Module):
         channels: dict[str | int, Tensor] = {}
         if "environment" in layers:
             channels["environment"] = self._environment(batch)
-        if set(layers) - {"environment"}:
+        if set(layers) <= {0, "environment"}:
+            channels[0] = self._atom(batch)
+        else:
             context = self(batch)
             channels |= enumerate(context.embeddings)
             if "pretext" in layers:

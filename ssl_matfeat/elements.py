@@ -73,7 +73,7 @@ def radius_table() -> NDArray[np.float64]:
     """Return calculated atomic radii in Å, (104,); row 0 is NaN.
 
     pymatgen's ``atomic_radius_calculated``; where that is missing the empirical ``atomic_radius``, and
-    beyond Am, where both are, 1.75 Å as for the earlier actinides.
+    where both are (At, Fr, and beyond Am), 1.75 Å as for the earlier actinides.
     """
     radii = [np.nan]
     for z in range(1, MAX_ATOMIC_NUMBER + 1):

@@ -21,6 +21,7 @@ from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 import ssl_matfeat
+from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.context_encoder import N_ENVIRONMENTS, ContextEncoder
 from ssl_matfeat.corpus import read_list, read_parquet
@@ -203,8 +204,7 @@ class SSLPretrainer(BaseEstimator):
         config = {"encoder": encoder_name, "n_channels": parameters["n_channels"]}
         if encoder_name == "context":
             config["n_environments"] = N_ENVIRONMENTS
-        with torch.random.fork_rng([]):  # the encoder is built on the CPU
-            torch.manual_seed(self.random_state)
+        with seeded(options.random_state):
             pretext = Pretext(build_encoder(config), weights)
         learn = partial(
             _train_share,

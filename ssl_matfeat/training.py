@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ssl_matfeat._random import seeded
 from ssl_matfeat.devices import average_gradients, mean_of_processes
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ LossFunction = Callable[[Batch, torch.Generator], Losses]
 Batches = Callable[[torch.Generator | None], Iterator[Batch]]
 """Yields the batches of one epoch: in an order drawn from the generator, or as stored for None."""
 History = list[dict[str, Any]]
+_CLIP_NORM = 10.0
+"""Largest norm of a step's gradient."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class TrainingOptions:
     weight_decay: float = 0.0
     ema_decay: float | None = None
     """Decay of the moving average of the parameters a step; None keeps the last parameters."""
-    clip_norm: float = 10.0
     patience: int | None = None
     """Stop once the sum of the validation losses has not fallen for so many epochs, and keep the parameters
     of the best one; None trains to the end."""
@@ -164,9 +166,9 @@ class _Run:
         device = next(self.model.parameters()).device
         self.model.train()
         record = _Mean()
-        # Dropout draws from the global generator of the device.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        # Dropout draws from the global generator; where there is none, other threads need not wait.
+        drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
+        with seeded(seed, device) if drops else nullcontext():
             for step, batch in enumerate(batches(generator)):
                 record.add(self._step(epoch, step, batch, own))
                 progress.update()
@@ -192,7 +194,7 @@ class _Run:
         total.backward()
         if self.others is not None:
             average_gradients(self.model, self.others)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
         self.optimizer.step()
         if self.average is not None and self.options.ema_decay is not None:
             n_steps = epoch * self.n_batches + step
@@ -263,7 +265,7 @@ class _Run:
             "history": self.history,
         }
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = checkpoint.with_suffix(".part")
+        unfinished = checkpoint.with_name(f"{checkpoint.name}.part")
         torch.save(state, unfinished)
         unfinished.replace(checkpoint)
 
@@ -312,7 +314,7 @@ def _epochs_since_best(history: History) -> int:
 
 
 def _seed(random_state: int, epoch: int, rank: int = 0) -> int:
-    return 1_000_003 * random_state + 10_007 * rank + epoch + 1
+    return (1_000_003 * random_state + 10_007 * rank + epoch + 1) % 2**63
 
 
 def _identity(

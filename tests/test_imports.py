@@ -9,6 +9,7 @@ import ssl_matfeat
 
 PACKAGE = Path(ssl_matfeat.__file__).parent
 ORDER = [
+    "_random",
     "_validation",
     "elements",
     "graph",

@@ -316,3 +316,68 @@ def test_pickles_into_a_fresh_process(few_crystals, fitted_network, tmp_path):
     subprocess.run([sys.executable, "-c", code, *files], check=True)
     # Other processes may split sums over threads differently.
     np.testing.assert_allclose(np.load(tmp_path / "predicted.npy"), expected, rtol=1e-5)
+
+
+BASE = {"node_features": "ssl+raw", "max_epochs": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def of_base(few_crystals):
+    X, y = few_crystals
+    return quick_network(**BASE).fit(X, y).predict(X)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"node_features": "raw"},
+        {"layers": ("pretext",)},
+        {"backbone": "cgcnn"},
+        {"n_channels": 9},
+        {"n_layers": 2},
+        {"dropout": 0.3},
+        {"fine_tune": True},
+        {"fine_tune": True, "fine_tune_lr": 1e-2},
+        {"loss": "mse"},
+        {"loss": "huber"},
+        {"max_epochs": 2},
+        {"batch_size": 300},
+        {"lr": 1e-2},
+        {"weight_decay": 5.0},
+        {"early_stopping": True, "validation_fraction": 0.5},
+        {"n_ensemble": 2},
+        {"random_state": 1},
+    ],
+    ids=str,
+)
+def test_no_option_is_ignored(changed, few_crystals, of_base):
+    X, y = few_crystals
+    predicted = quick_network(**{**BASE, **changed}).fit(X, y).predict(X)
+    assert np.abs(predicted - of_base).max() > 1e-4 * y.std()
+
+
+def test_losses_and_learning_rates_are_not_each_others(few_crystals):
+    X, y = few_crystals
+    pairs = [
+        ({"loss": "mse"}, {"loss": "huber"}),
+        ({"fine_tune": True}, {"fine_tune": True, "fine_tune_lr": 1e-2}),
+    ]
+    for one, other in pairs:
+        a, b = (quick_network(**BASE, **p).fit(X, y).predict(X) for p in (one, other))
+        assert np.abs(a - b).max() > 1e-4 * y.std()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_fits_in_threads_are_those_of_one_after_another(dropout, few_crystals):
+    X, y = few_crystals
+    before = torch.get_rng_state()
+
+    def fit(seed):
+        model = quick_network(node_features="raw", dropout=dropout, random_state=seed)
+        return model.fit(X, y).predict(X)
+
+    alone = [fit(seed) for seed in range(4)]
+    with joblib.parallel_config("threading", n_jobs=4):
+        together = joblib.Parallel()(joblib.delayed(fit)(seed) for seed in range(4))
+    assert np.array_equal(alone, together)
+    assert torch.equal(torch.get_rng_state(), before)

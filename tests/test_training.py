@@ -5,7 +5,7 @@ import torch
 from conftest import SMALL_PRETRAINING, rock_salt, write_parquet
 
 from ssl_matfeat import SSLPretrainer
-from ssl_matfeat.training import TrainingOptions, train
+from ssl_matfeat.training import TrainingOptions, _schedule, train
 
 
 @pytest.mark.parametrize("patience", [None, 3])
@@ -110,3 +110,64 @@ def test_checkpoint_of_other_structures_is_refused(small_crystals, tmp_path):
     strained[3].scale_lattice(1.001 * strained[3].volume)
     with pytest.raises(ValueError, match="structures"):
         pretrainer.fit(strained, checkpoint=tmp_path / "checkpoint")
+
+
+def trained_line(**changed):
+    """Learn y = 3 x from noisy steps; return the weight, and the validation loss of the first epoch."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1, bias=False)
+    x = torch.randn(400, 1)
+    noise = 5 * torch.randn(400, 1)
+    options = TrainingOptions(**{"max_epochs": 4, "lr": 0.3, **changed})
+    history = train(
+        model,
+        lambda batch, _: {"loss": (model(batch[0]) - batch[1]).square().mean()},
+        lambda _: zip(x.split(4), (3 * x + noise).split(4), strict=True),
+        lambda _: iter([(x, 3 * x)]),
+        n_batches=100,
+        options=options,
+    )
+    return float(model.weight.detach()), history[0]["validation_loss"]
+
+
+def test_average_of_the_parameters_is_steadier_than_the_last_ones():
+    assert trained_line(ema_decay=0.95)[1] < trained_line()[1] / 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight_decay": 1.0}, {"ema_decay": 0.95}, {"lr": 0.1}, {"max_epochs": 10}],
+    ids=str,
+)
+def test_no_option_of_training_is_ignored(changed):
+    assert abs(trained_line(**changed)[0] - trained_line()[0]) > 1e-3
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine():
+    options = TrainingOptions(max_epochs=10)
+    rates = [_schedule(options, done) for done in (0, 0.5, 1, 5, 10)]
+    assert rates == pytest.approx([0.05, 0.55 * 0.9938, 0.9755, 0.5, 0], abs=1e-3)
+
+
+def test_long_steps_are_clipped():
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def losses(batch, _):
+        return {"loss": 1e6 * model(batch).sum()}
+
+    x = torch.ones(1, 1)
+    train(model, losses, lambda _: iter([x, x]), None, 2, TrainingOptions(max_epochs=1))
+    assert float(model.weight.grad.norm()) == pytest.approx(10)
+
+
+def test_checkpoints_that_differ_in_their_suffix_keep_apart(small_crystals, tmp_path, monkeypatch):
+    written = []
+    save = torch.save
+    monkeypatch.setattr(
+        torch, "save", lambda state, path: (written.append(path), save(state, path))
+    )
+    for name in ("run.a", "run.b"):
+        SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING).fit(
+            small_crystals[0][:20], checkpoint=tmp_path / name
+        )
+    assert len(set(written)) == 2

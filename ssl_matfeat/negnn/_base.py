@@ -24,6 +24,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from ssl_matfeat._compute import CHUNK, check_device
+from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
@@ -221,8 +222,7 @@ class NEGNNBase(BaseEstimator):
         inputs: Inputs,
         seed: int,
     ) -> NodeEmbeddingNetwork:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return NodeEmbeddingNetwork(
                 Standardize(dataset.sites[dataset.graphs.sites_of(training)], inputs.n_learned),
                 Standardize(dataset.crystals[training], inputs.n_learned),

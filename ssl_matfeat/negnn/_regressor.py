@@ -79,7 +79,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     warm_start : bool, default=False
         Go on from the networks of the previous fit, whose scaling of inputs and targets is kept.
     random_state : int, RandomState or None, default=None
-        An int makes fits on one machine's CPU equal bit by bit; with ``dropout`` not those in threads side by side.
+        An int makes fits on one machine's CPU, with the same number of threads, equal bit by bit.
     device : str, default="cpu"
         Of torch.
     precision : {"32-true", "bf16-mixed"}, default="32-true"

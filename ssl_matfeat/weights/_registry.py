@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
 from safetensors import SafetensorError
 
+from ssl_matfeat._random import seeded
 from ssl_matfeat.context_encoder import ContextEncoder
 from ssl_matfeat.encoder import CGCNNEncoder
 
@@ -220,8 +220,7 @@ def _from_bytes(data: bytes, origin: str) -> tuple[Encoder, dict[str, Any]]:
             f"{origin} has format {card_format}, this ssl_matfeat reads {FORMAT}; use the version that wrote it"
         )
     try:
-        # Loading must not shift the caller's random numbers.
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):  # loading must not shift the caller's random numbers
             encoder = build_encoder(card["config"])
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:

@@ -1,0 +1,26 @@
+"""torch's global generator, from which networks are built and dropout draws: seeded for a while, and left as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draw the same numbers whenever it is entered, on the CPU and on ``device``, also while other threads wait to.
+
+    Other devices, and whatever the caller draws afterwards, are as if nothing had been drawn.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    with _ONE_AT_A_TIME, torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
