@@ -170,12 +170,13 @@ def render(page: str, results: Path) -> str:
         "speed": partial(speed_table, results / "speed.json"),
         "epoch": partial(speed_table, results / "epoch.json"),
     }
-    for part, shown in {"": heads, " in short": ["ET", "MKR", CHOSEN]}.items():
+    short = ["ET", "KRR", "HKR", CHOSEN]
+    for part, shown in {"": heads, " in short": short}.items():
         for base in ("raw", "raw+untrained"):
             tables[f"default minus {base}{part}"] = partial(
                 differences_table, reports, representation.TASKS, shown, base=base
             )
-    for head in heads:
+    for head in [*heads, "KRR"]:
         tables[f"representation {head}"] = partial(representation_table, reports, head)
     for task in PUBLISHED:
         tables[f"matbench {task}"] = partial(matbench_table, reports, task)

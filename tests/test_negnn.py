@@ -203,6 +203,19 @@ def test_sample_of_no_weight_is_not_counted_for_balance(few_crystals):
     np.testing.assert_allclose(weighted, without, atol=1e-6)
 
 
+def test_class_of_no_weight_is_as_good_as_absent(few_crystals):
+    X = few_crystals[0]
+    classes = np.arange(len(X)) % 3
+    weight = (classes != 1).astype(float)
+    weighted = NEGNNClassifier(**QUICK_NETWORK).fit(X, classes, sample_weight=weight)
+    few = [x for x, w in zip(X, weight, strict=True) if w]
+    without = NEGNNClassifier(**QUICK_NETWORK).fit(few, classes[weight > 0])
+    assert weighted.classes_.tolist() == [0, 2]
+    assert np.array_equal(weighted.predict_proba(X), without.predict_proba(X))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        NEGNNClassifier(**QUICK_NETWORK).fit(X, classes, sample_weight=classes == 1)
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_crystal_counts_alike_in_any_cell(size):
     """Twenty say 0 and one says 1, so that the least squares are at 1/21, be that one given as a large cell or not."""

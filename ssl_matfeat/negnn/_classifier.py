@@ -152,7 +152,9 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
-        classes, index = np.unique(labels, return_inverse=True)
+        # A sample of weight 0 is as good as absent, and so is a class of such samples.
+        counted = np.flatnonzero(dataset.weight)
+        classes = np.unique(labels[counted])
         if len(classes) < 2:
             raise ValueError(
                 f"NEGNNClassifier needs at least 2 classes in y, but there is only one: {classes[0]!r}"
@@ -162,10 +164,9 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
                 f"y has the classes {classes.tolist()}, but the fit that warm_start=True continues had "
                 f"{self.classes_.tolist()}; give the same classes or set warm_start=False"
             )
-        dataset.target = index.astype(np.int64)
-        # A sample of weight 0 is as good as absent, also where classes are counted.
-        counted = np.flatnonzero(dataset.weight) if self.class_weight == "balanced" else None
-        class_weight = compute_sample_weight(self.class_weight, labels, indices=counted)
+        dataset.target = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+        among = counted if self.class_weight == "balanced" else None
+        class_weight = compute_sample_weight(self.class_weight, labels, indices=among)
         if (class_weight < 0).any():
             raise ValueError(f"class_weight must not be negative, got {self.class_weight!r}")
         dataset.weight = (dataset.weight * class_weight).astype(np.float32)
