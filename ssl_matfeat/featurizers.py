@@ -351,8 +351,9 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         return _with_errors(values, errors, return_errors)
 
     def _check_kind(self, X: Any) -> None:
-        # matminer's fit_featurize_dataframe gives both columns.
-        pairs = isinstance(X, pd.DataFrame) and X.shape[1] == 2
+        # matminer's fit_featurize_dataframe gives the column of the sites too.
+        two = isinstance(X, pd.DataFrame) and X.shape[1] == 2
+        pairs = two and pd.api.types.is_integer_dtype(X.iloc[:, 1])
         super()._check_kind(X.iloc[:, 0] if pairs else X)
 
     def _fill(

@@ -44,7 +44,7 @@ _GPA = 10.0  # from N/m/Å
 _GROUND = 1e-4
 """Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
 _DENSE = 1000
-"""Sites up to which the equations of a crystal are solved directly, in some 200 MB at most."""
+"""Sites up to which the equations of a crystal are solved directly, in some 200 MB for each of those in a batch."""
 _STEP = 8
 """Crystals that differ by fewer sites are solved together."""
 _TOLERANCE, _NOISE, _MAX_STEPS = 1e-8, 1e-12, 10_000

@@ -210,7 +210,7 @@ def test_errors_are_of_the_last_call(featurizer):
         ({"a": rock_salt()}, TypeError, "got dict"),
         ([], ValueError, "X is empty: 0 structures given, at least 1 is needed"),
         (pd.Series([], dtype=object), ValueError, "X is empty"),
-        (pd.DataFrame({"a": [bcc()], "b": [1]}), ValueError, "X has shape (1, 2)"),
+        (pd.DataFrame({"a": [bcc()], "b": ["iron"]}), ValueError, "X has shape (1, 2)"),
         (np.zeros((3, 4)), ValueError, "one column of structures is expected; select the column"),
         (np.asarray([bcc(), bcc()]), TypeError, "of sites: numpy takes structures apart; pass the"),
     ],
