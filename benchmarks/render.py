@@ -170,7 +170,7 @@ def render(page: str, results: Path) -> str:
         "speed": partial(speed_table, results / "speed.json"),
         "epoch": partial(speed_table, results / "epoch.json"),
     }
-    short = ["ET", "KRR", "HKR", CHOSEN]
+    short = ["ET", "KRR", "MKR", "HKR", CHOSEN]
     for part, shown in {"": heads, " in short": short}.items():
         for base in ("raw", "raw+untrained"):
             tables[f"default minus {base}{part}"] = partial(

@@ -17,7 +17,7 @@ from sklearn.utils import Tags
 
 from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
-from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._validation import as_structure_list, positions
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
@@ -120,15 +120,16 @@ class SSLFeaturizer(BaseFeaturizer):
     def _rows(
         self,
         structures: Sequence[Any],
-        names: Sequence[str],
         on_error: str,
         progress: bool | dict[str, Any],
+        names: Sequence[str] | None = None,
     ) -> tuple[list[NDArray | None], dict[int, str]]:
+        """Return the rows of each structure and the errors; without ``names`` messages tell its position in X."""
         self._check_parameters()
         check_device(self.device)
         rows, elements, errors = compute_rows(
             structures,
-            names,
+            positions(len(structures)) if names is None else names,
             self._function(),
             per_site=not self._takes_cell,
             max_edges=self.batch_size,
@@ -151,15 +152,15 @@ class SSLFeaturizer(BaseFeaturizer):
     def _rows_for_matminer(
         self,
         structures: list[Any],
-        names: list[str],
         ignore_errors: bool,
         return_errors: bool,
         pbar: bool | dict[str, Any],
+        names: list[str] | None = None,
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         if return_errors and not self._ignores(ignore_errors):
             raise ValueError("return_errors=True needs ignore_errors=True")
         on_error = "nan" if self._ignores(ignore_errors) else "raise"
-        return self._rows(structures, names, on_error, pbar)
+        return self._rows(structures, on_error, pbar, names)
 
     def _ignores(self, ignore_errors: bool) -> bool:
         """Say whether matminer's parameter or our own lets bad structures pass."""

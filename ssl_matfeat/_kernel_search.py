@@ -55,7 +55,7 @@ _LEAST_GAIN = 2e-3
 _LEAST_GAIN_OF_HUBER = 5e-3
 """The same for the step from squares to Huber's loss, which is the best of several."""
 _REWEIGHTINGS = 3
-"""Of Huber's loss; more change no prediction that could be measured (benchmarks/LOG.md)."""
+"""Of Huber's loss; more gain nothing outside the noise (benchmarks/LOG.md)."""
 _DELTAS = (1.0, 1 / 9)
 """Where the search for Huber's delta starts, in medians of the absolute errors that squares leave."""
 

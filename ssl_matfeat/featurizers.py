@@ -15,7 +15,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from ssl_matfeat._compute import BatchFunction
 from ssl_matfeat._featurizer_base import DTYPES, SSLFeaturizer
-from ssl_matfeat._validation import as_structure_list, positions
+from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat.blocks import (
     CrystalFeatures,
     Layer,
@@ -125,14 +125,12 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         StructureError, TypeError
             For the first bad structure, under ``on_error="raise"``.
         """
-        structures = as_structure_list(X)
-        names = positions(len(structures))
-        rows, self.errors_ = self._rows(structures, names, self.on_error, self.verbose)
+        rows, self.errors_ = self._rows(as_structure_list(X), self.on_error, self.verbose)
         return self._stack(rows)
 
     def featurize(self, structure: Structure) -> list[float]:
         """Return the features of one structure, as matminer wants them."""
-        rows, _ = self._rows([structure], ["structure"], "raise", False)
+        rows, _ = self._rows([structure], "raise", False, ["structure"])
         return self._stack(rows)[0].tolist()
 
     def featurize_many(
@@ -166,10 +164,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
                 "SSLAtomFeaturizer for the columns of a structure and a site"
             )
         structures = [entry[0] for entry in tuples]
-        names = positions(len(structures))
-        rows, errors = self._rows_for_matminer(
-            structures, names, ignore_errors, return_errors, pbar
-        )
+        rows, errors = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
         return _with_errors(self._stack(rows).tolist() if rows else [], errors, return_errors)
 
     def _stack(self, rows: list[NDArray | None]) -> NDArray[np.floating]:
@@ -278,8 +273,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
             For the first bad structure, under ``on_error="raise"``.
         """
         structures = as_structure_list(X)
-        names = positions(len(structures))
-        rows, self.errors_ = self._rows(structures, names, self.on_error, self.verbose)
+        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose)
         filled = self._fill(rows, structures)
         n_sites = [len(row) for row in filled]
         position = np.repeat(np.arange(len(filled)), n_sites)
@@ -294,7 +288,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
 
     def featurize(self, structure: Structure, idx: int) -> list[float]:
         """Return the features of site ``idx`` of one structure, as matminer wants them."""
-        rows, _ = self._rows([structure], ["structure"], "raise", False)
+        rows, _ = self._rows([structure], "raise", False, ["structure"])
         sites = self._fill(rows, [structure])[0]
         return sites[_site_number(idx, len(sites), "idx")].tolist()
 
@@ -328,7 +322,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         structures = list(unique.values())
         first = {id(pairs[i][0]): f"X[{i}]" for i in reversed(range(len(pairs)))}
         names = [first[key] for key in unique]
-        rows, bad = self._rows_for_matminer(structures, names, ignore_errors, return_errors, pbar)
+        rows, bad = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar, names)
         sites_of = dict(zip(unique, rows, strict=True))
         error_of = {id(structures[i]): text for i, text in bad.items()}
         blank = [float("nan")] * len(self.feature_labels())

@@ -223,6 +223,13 @@ def test_what_is_no_list_of_structures_is_refused(featurizer, sites, X, kind, me
                 method(X)
 
 
+def test_column_of_sites_is_refused_where_it_is_not_read(featurizer, sites):
+    both = pd.DataFrame({"structure": [bcc()], "site": [1]})
+    for method in (featurizer.fit, featurizer.transform, sites.transform, sites.fit_transform):
+        with pytest.raises(ValueError, match=r"X has shape \(1, 2\)"):
+            method(both)
+
+
 @pytest.mark.parametrize("n_atoms", [1, 2])
 def test_very_large_and_empty_cell_is_refused_before_memory_runs_out(featurizer, n_atoms):
     huge = Structure(Lattice.cubic(1e6), ["Fe", "O"][:n_atoms], [[0, 0, 0], [0.5] * 3][:n_atoms])

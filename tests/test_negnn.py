@@ -331,7 +331,7 @@ def test_pickles_into_a_fresh_process(few_crystals, fitted_network, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "predicted.npy"), expected, rtol=1e-5)
 
 
-BASE = {"node_features": "ssl+raw", "max_epochs": 3, "random_state": 0}
+BASE = {"max_epochs": 3}
 
 
 @pytest.fixture(scope="module")
