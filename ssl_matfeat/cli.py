@@ -166,6 +166,11 @@ def pretrain(
         ),
     ] = "context",
     epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
+    n_channels: Annotated[int, typer.Option(help="Width of every embedding.")] = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="Edges, at least 12 a site, in a batch of one process.")
+    ] = 8192,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 2e-3,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
     validation_fraction: Annotated[
         float, typer.Option(help="Held out to measure the losses, if no column split says it.")
@@ -199,7 +204,10 @@ def pretrain(
 
     pretrainer = SSLPretrainer(
         task,
+        n_channels=n_channels,
         max_epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
         max_sites=max_sites,
         validation_fraction=validation_fraction,
         random_state=seed,

@@ -177,10 +177,21 @@ def test_pretrain_replaces_weights_only_if_told_to(corpus, tmp_path):
     assert refused.exit_code == 2
     assert "exists; give another name, or --overwrite" in unwrapped(refused.output)
     assert output.read_text() == "weights of before"
-    done = run(*command, "--overwrite", "--validation-fraction", 0.25)
+    done = run(*command, "--overwrite")
     assert done.exit_code == 0, done.output
-    assert load_weights(output).card["training_data"]["n_validation"] == 5
     assert {file.name for file in tmp_path.iterdir()} == {corpus.name, output.name, "own.png"}
+
+
+def test_pretrain_passes_its_options_on(corpus, tmp_path):
+    output = tmp_path / "own.safetensors"
+    options = {"n_channels": 8, "batch_size": 900, "lr": 0.001, "max_sites": 12}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    more = ["--validation-fraction=0.25", "--seed=3"]
+    result = run("pretrain", corpus, output, "--task=strain", "--epochs=2", *words, *more)
+    assert result.exit_code == 0, result.output
+    parameters = load_weights(output).card["parameters"]
+    expected = {**options, "max_epochs": 2, "validation_fraction": 0.25, "random_state": 3}
+    assert {name: parameters[name] for name in expected} == expected
 
 
 def test_pretrain_goes_on_from_its_checkpoint_though_the_output_is_there(corpus, tmp_path):

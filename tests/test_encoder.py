@@ -17,7 +17,7 @@ from conftest import (
 )
 from torch_geometric.nn import CGConv
 
-from ssl_matfeat.context_encoder import ContextEncoder, _reversed
+from ssl_matfeat.context_encoder import ContextEncoder, Normal, _misfit, _reversed
 from ssl_matfeat.encoder import CGCNNEncoder, FactoredCGConv, GaussianExpansion
 
 
@@ -202,3 +202,9 @@ def test_some_nearest_neighbors_do_not_listen_back():
     batch = batch_of(rattled_salt())
     ones = torch.ones(len(batch.distance), 1, dtype=torch.float64)
     assert 0 < _reversed(ones, batch).mean() < 1
+
+
+def test_misfits_count_deviations_up_to_ten():
+    predicted = Normal(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]]).log())
+    found = _misfit(predicted, torch.tensor([[5.0, -1e6]]))
+    torch.testing.assert_close(found, torch.tensor([[2.0, -10.0, 52**0.5]]))

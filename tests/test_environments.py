@@ -85,6 +85,17 @@ def test_a_channel_that_never_varied_says_nothing(sites):
     assert not torch.equal(environments(moved), before)
 
 
+def test_a_channel_counts_no_more_than_five_deviations(sites):
+    environments = learned(sites)
+    far = torch.from_numpy(sites[:5].copy())
+    far[:, 1] = sites[:, 1].mean() + 5 * sites[:, 1].std()
+    at_the_limit = environments(far)
+    far[:, 1] = 1e6
+    torch.testing.assert_close(environments(far), at_the_limit, rtol=1e-5, atol=1e-7)
+    far[:, 1] = sites[:, 1].mean() + 4 * sites[:, 1].std()  # negative control
+    assert (environments(far) - at_the_limit).abs().max() > 1e-4
+
+
 def test_learning_again_finds_the_same(sites):
     one, other = learned(sites), learned(sites)
     assert torch.equal(one.prototypes, other.prototypes)

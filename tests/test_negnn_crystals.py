@@ -20,6 +20,7 @@ from pymatgen.core import Structure
 from ssl_matfeat import StructureError
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.examples import Dataset, Inputs
+from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.negnn import _base
 from ssl_matfeat.network import LEARNED_WEIGHT, Standardize
 
@@ -88,6 +89,38 @@ def test_painn_sees_angles_and_cgcnn_does_not():
         assert not torch.allclose(
             networks["painn"](x, batch), networks["painn"](x, bent), atol=1e-3
         )
+
+
+def torsion(degrees):
+    """Return the chain O-H-H-O with right angles, bonds of 1 Å alone, and this angle between its ends."""
+    turned = np.deg2rad(degrees)
+    first, middle, last = [1.0, 0, 0], [0, 0, 1.0], [np.cos(turned), np.sin(turned), 0]
+    bonds = torch.tensor([first, middle, last]).double()  # from sites 1 to 0, 1 to 2, 2 to 3
+    neighbor, center = torch.tensor([[0, 2, 3], [1, 1, 2]])
+    return CrystalBatch(
+        numbers=torch.tensor([8, 1, 1, 8]),
+        edge_index=torch.stack([torch.cat([neighbor, center]), torch.cat([center, neighbor])]),
+        vector=torch.cat([bonds, -bonds]),
+        distance=torch.ones(6).double(),
+        cell_shift=torch.zeros(6, 3, dtype=torch.int64),
+        full_radius=torch.ones(4).double(),
+        batch=torch.zeros(4, dtype=torch.int64),
+        volume=torch.tensor([100.0]).double(),
+    )
+
+
+def test_painn_passes_directions_on():
+    """How two bonds on either side of a third are turned shows in no distance and in no angle between neighbours."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(4, 16).double()
+        two, one = (BACKBONES["painn"](16, n_layers).double().eval() for n_layers in (2, 1))
+    with torch.no_grad():
+        moved = (two(x, torsion(0)) - two(x, torsion(90))).abs().amax(dim=1)
+        assert moved[[1, 2]].min() > 1e-5  # untrained, and of fourth order in its weights
+        mirrored = two(x, torsion(-90))
+        torch.testing.assert_close(two(x, torsion(90)), mirrored)  # an angle, not a hand
+        torch.testing.assert_close(one(x, torsion(0)), one(x, torsion(90)))  # one layer passes none
 
 
 def test_schnet_hears_nothing_from_beyond_its_cutoff():
