@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _features import NETWORKS_VERSION
 from numpy.typing import NDArray
 from tables import csv_table, earlier, number, with_spread
 
@@ -48,7 +49,7 @@ def _whole_cells(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _marks(cells: Sequence[dict[str, Any]]) -> str:
-    return "".join({earlier(cell["version"]) for cell in cells} - {""})
+    return "".join({earlier(cell["version"], NETWORKS_VERSION) for cell in cells} - {""})
 
 
 def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:

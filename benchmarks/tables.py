@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from _features import is_outdated
+from _features import FEATURES_VERSION, is_outdated
 from numpy.typing import NDArray
 
 
@@ -13,12 +13,12 @@ def number(value: float, unit: str) -> str:
 
 
 EARLIER = "†"
-"""Stands behind what was measured before the last change of our features."""
+"""Stands behind what was measured before the last change of our features, or of our networks."""
 
 
-def earlier(version: str) -> str:
-    """Return the mark of numbers that stem from a version before the last change of our features."""
-    return EARLIER if is_outdated(version) else ""
+def earlier(version: str, last_change: str = FEATURES_VERSION) -> str:
+    """Return the mark of numbers that stem from a version before the last change."""
+    return EARLIER if is_outdated(version, last_change) else ""
 
 
 def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:

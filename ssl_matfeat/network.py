@@ -13,12 +13,15 @@ from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.examples import Example
 from ssl_matfeat.graph import CrystalBatch
-from ssl_matfeat.pooling import pool_mean
+from ssl_matfeat.pooling import pool
 from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import copy_encoder
 
 LEARNED_WEIGHT = 0.3
 """Learned channels are many and say little each; at full size they drown the few that were given (LOG_negnn.md)."""
+
+STATE_STATISTICS = ("mean", "max")
+"""Of the states of a crystal's sites: an energy is an average over them, a highest frequency belongs to one."""
 
 
 class Standardize(nn.Module):
@@ -69,7 +72,7 @@ class LearnedInputs(nn.Module):
 
 
 class NodeEmbeddingNetwork(nn.Module):
-    """Site inputs → backbone → mean over the sites, beside the pooled inputs → head.
+    """Site inputs → backbone → mean and maximum over the sites, beside the pooled inputs → head.
 
     Parameters
     ----------
@@ -116,11 +119,12 @@ class NodeEmbeddingNetwork(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(n_site_inputs if per_site else n_crystal_inputs, n_channels),
         )
+        n_described = n_channels * (2 if per_site else 1 + len(STATE_STATISTICS))
         self.head = nn.Sequential(
-            nn.LayerNorm(2 * n_channels),
+            nn.LayerNorm(n_described),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Linear(2 * n_channels, n_channels),
+            nn.Linear(n_described, n_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Linear(n_channels, n_outputs),
@@ -139,4 +143,5 @@ class NodeEmbeddingNetwork(nn.Module):
         if self.per_site:
             return self.head(torch.cat([state, self.wide(sites)], dim=1))
         crystals = self.standardize_crystals(example.crystals)  # (n_crystals, n_crystal_inputs)
-        return self.head(torch.cat([pool_mean(state, example.graph), self.wide(crystals)], dim=1))
+        pooled = pool(state, example.graph, STATE_STATISTICS)  # (n_crystals, 2 n_channels)
+        return self.head(torch.cat([pooled, self.wide(crystals)], dim=1))

@@ -32,6 +32,8 @@ REFERENCE = "sine-matrix+magpie"
 """What the leaderboard's random forest reads."""
 FEATURES_VERSION = "0.3"
 """The version that last changed raw channels and the context encoder; results of earlier ones are not of today's."""
+NETWORKS_VERSION = "0.4"
+"""The version that last changed NEGNN, or what it is told."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
 OWN_WEIGHTS: dict[str, Path] = {}
 """Further feature sets: the default layers of weights that a script has trained."""
@@ -40,9 +42,9 @@ _PIECE = 100
 """Crystals whose slow columns are computed and kept at a time."""
 
 
-def is_outdated(version: str) -> bool:
-    """Return whether the features of this version of ssl_matfeat are no longer those of today."""
-    then, change = (tuple(map(int, v.split(".")[:2])) for v in (version, FEATURES_VERSION))
+def is_outdated(version: str, last_change: str = FEATURES_VERSION) -> bool:
+    """Return whether what this version of ssl_matfeat gave is no longer what today's gives."""
+    then, change = (tuple(map(int, v.split(".")[:2])) for v in (version, last_change))
     return then < change
 
 

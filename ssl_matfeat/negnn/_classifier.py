@@ -28,8 +28,8 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     """Predict classes of crystals with graph networks.
 
     Every site starts from raw channels and self-supervised embeddings, or from plain elements; a graph network (the
-    backbone) passes messages between neighbours; their mean over the sites, beside the pooled inputs, gives the
-    probabilities. The loss is the cross-entropy.
+    backbone) passes messages between neighbours; mean and maximum of its states over the sites, beside the pooled
+    inputs, give the probabilities. The loss is the cross-entropy.
 
     Parameters
     ----------

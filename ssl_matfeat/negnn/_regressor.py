@@ -29,8 +29,8 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     """Predict numbers of crystals, or of their sites, with graph networks.
 
     Every site starts from raw channels and self-supervised embeddings, or from plain elements; a graph network (the
-    backbone) passes messages between neighbours; their mean over the sites, beside the pooled inputs, gives the
-    prediction (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024).
+    backbone) passes messages between neighbours; mean and maximum of its states over the sites, beside the pooled
+    inputs, give the prediction (after Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024).
 
     Parameters
     ----------
