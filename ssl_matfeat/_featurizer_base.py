@@ -18,13 +18,14 @@ from sklearn.utils import Tags
 from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
 from ssl_matfeat._validation import as_structure_list, positions
+from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class SSLFeaturizer(BaseFeaturizer):
+class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
     """What both featurizers share; a subclass says what a row is."""
 
     # matminer keeps n_jobs outside __init__, where clone loses it; here it is a parameter as in scikit-learn.

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -27,13 +27,14 @@ from ssl_matfeat._kernel_search import (
     search_weights,
     solve,
 )
+from ssl_matfeat._versioned import VersionedEstimator
 
 _LOSSES = ("huber", "squared")
 _MAX_ENTRIES = 2**24
 """Of the kernel between training samples and those predicted at a time: 128 MB."""
 
 
-class BlockKernelRidge(RegressorMixin, BaseEstimator):
+class BlockKernelRidge(RegressorMixin, VersionedEstimator):
     """Kernel ridge regression with a weight of its own for each block of columns.
 
     The kernel is a function of ``s(a, b) = Σ_B θ_B d_B(a, b) / m_B``, with d_B the sum of squared differences in the
@@ -53,7 +54,8 @@ class BlockKernelRidge(RegressorMixin, BaseEstimator):
     ----------
     block_sizes : sequence of int or None, default=None
         Numbers of columns of the blocks, which lie side by side: ``featurizer.block_sizes()`` of an
-        `SSLStructureFeaturizer`. None is one block, a plain kernel ridge with cross-validated parameters.
+        `SSLStructureFeaturizer`. None is one block; with ``loss="squared"`` that is a plain kernel ridge
+        with cross-validated parameters.
     kernels : tuple of str, default=("matern",)
         Of ``"matern"``, ``"rbf"`` and ``"laplacian"``. Several are searched and fitted each by itself, and their
         predictions averaged. Matérn's does best with learned features; for hand-made ones try

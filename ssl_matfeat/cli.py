@@ -168,7 +168,7 @@ def pretrain(
     epochs: Annotated[int, typer.Option(help="Passes over the structures.")] = 15,
     n_channels: Annotated[int, typer.Option(help="Width of every embedding.")] = 64,
     batch_size: Annotated[
-        int, typer.Option(help="Edges, at least 12 a site, in a batch of one process.")
+        int, typer.Option(help="Edges, about 15 a site, in a batch of one process.")
     ] = 8192,
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 2e-3,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,

@@ -60,7 +60,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         Processes, in joblib's words; joblib divides the cores between them.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave a row of NaN and an entry in
-        ``errors_``. The other rows are never lost.
+        ``errors_`` and keep the other rows.
     verbose : bool, default=False
         Show a progress bar.
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
-from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 import ssl_matfeat
 from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat.context_encoder import N_ENVIRONMENTS, ContextEncoder
 from ssl_matfeat.corpus import read_list, read_parquet
 from ssl_matfeat.devices import launch, make_fabric
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 FEWEST_TO_VALIDATE = 50  # of fewer, each is more than 2 % of what is measured
 
 
-class SSLPretrainer(BaseEstimator):
+class SSLPretrainer(VersionedEstimator):
     """Train an encoder on structures alone, without labels.
 
     Parameters
     ----------
     tasks : str or dict of str to float, default="context"
-        ``"context"`` trains the encoder of the default weights: every atom, bond length, shell and volume is predicted
+        ``"context"`` trains an encoder like that of the default weights: every atom, bond length, shell and volume is predicted
         from its surroundings. All others train the paper's encoder, and a dict such as ``{"predictive": 1.0,
         "contrastive": 0.5}`` weighs and adds their losses: ``"predictive"`` and ``"contrastive"`` are the paper's
         (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024); ``"property"`` asks for the element and the

@@ -1,6 +1,7 @@
 """Models and weights that are saved and loaded, some of them in another process."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -14,7 +15,16 @@ from conftest import rock_salt, untrained
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.pipeline import Pipeline
 
-from ssl_matfeat import SSLPretrainer, SSLStructureFeaturizer, list_weights
+import ssl_matfeat
+from ssl_matfeat import (
+    BlockKernelRidge,
+    NEGNNClassifier,
+    NEGNNRegressor,
+    SSLAtomFeaturizer,
+    SSLPretrainer,
+    SSLStructureFeaturizer,
+    list_weights,
+)
 from ssl_matfeat.weights import (
     Pretrained,
     WeightsError,
@@ -50,6 +60,30 @@ def test_pipeline_predicts_the_same_bits_in_another_process(small_crystals, tmp_
     model = pipeline().fit(X[:40], y[:40])
     predicted = predict_elsewhere(model, X, tmp_path)
     np.testing.assert_array_equal(predicted, model.predict(X))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(SSLStructureFeaturizer, SSLAtomFeaturizer, SSLPretrainer),
+        *(BlockKernelRidge, NEGNNRegressor, NEGNNClassifier),
+    ],
+)
+def test_models_of_another_version_are_told(kind, monkeypatch):
+    saved = pickle.dumps(kind())
+    assert repr(pickle.loads(saved)) == repr(kind())  # warnings are errors here
+    monkeypatch.setattr(ssl_matfeat, "__version__", "9.9.0")
+    message = f"this {kind.__name__} was saved by ssl_matfeat .*, but 9.9.0 is installed"
+    with pytest.warns(UserWarning, match=message):
+        pickle.loads(saved)
+
+
+def test_models_of_a_version_that_did_not_say_it_are_told():
+    estimator = BlockKernelRidge()
+    state = estimator.__getstate__()
+    del state["_ssl_matfeat_version"]
+    with pytest.warns(UserWarning, match="saved by ssl_matfeat 0.3 or earlier"):
+        estimator.__setstate__(state)
 
 
 def test_bundled_weights_are_stored_by_name(small_crystals, tmp_path):

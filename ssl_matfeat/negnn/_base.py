@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import (
     Tags,
@@ -26,6 +25,7 @@ from torch import Tensor
 from ssl_matfeat._compute import CHUNK, check_device
 from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision, make_fabric
@@ -49,7 +49,7 @@ _SHAPE_NETWORKS = (
 """Parameters that a warm start can't change."""
 
 
-class NEGNNBase(BaseEstimator):
+class NEGNNBase(VersionedEstimator):
     """What both estimators share; a subclass says what the target is and how far a prediction is off."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
