@@ -23,14 +23,18 @@ BatchFunction = Callable[[CrystalBatch], torch.Tensor]
 """Turns a batch into rows: one a site, or one a crystal."""
 
 CHUNK = 256
-"""Structures a piece of work: large enough to fill batches, small enough to bound memory and show progress."""
+"""Structures a piece of work: large enough to fill batches, small enough to show progress."""
 
 
-def check_device(device: str) -> None:
-    """Raise a ValueError if torch cannot compute on ``device``."""
+def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Raise a ValueError if torch cannot compute on ``device``, in this precision."""
     try:
-        torch.zeros(1, device=device)
-    except (AssertionError, RuntimeError) as error:  # what torch raises depends on its build
+        torch.zeros(1, device=device, dtype=dtype)
+    except (
+        AssertionError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # what torch raises depends on its build
         reason = str(error).split(".")[0].splitlines()[0]
         raise ValueError(
             f"device={device!r} cannot be used ({reason}), and torch sees {torch.cuda.device_count()} CUDA devices; "
@@ -138,7 +142,11 @@ def compute_rows(
     rows: list[NDArray | None] = []
     elements: set[int] = set()
     errors: dict[int, str] = {}
-    options = {"total": len(structures), "unit": "crystal", "disable": progress is False}
+    options = {
+        "total": len(structures),
+        "unit": "crystal",
+        "disable": not (progress or isinstance(progress, dict)),
+    }
     with tqdm(**options | (progress if isinstance(progress, dict) else {})) as bar:
         for chunk_rows, chunk_elements, chunk_errors in parallel(work):
             errors |= {len(rows) + i: text for i, text in chunk_errors.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matminer.featurizers.base import BaseFeaturizer
 from numpy.typing import NDArray
-from sklearn.utils import Tags
+from sklearn.utils import Tags, TransformerTags
 
 from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
@@ -64,7 +64,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         self._check_kind(X)
         self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
-        check_device(self.device)
+        check_device(self.device, torch.float64)  # of raw channels
         return self
 
     def feature_labels(self) -> list[str]:
@@ -127,7 +127,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         """Return the rows of each structure and the errors; without ``names`` messages tell its position in X."""
         self._check_parameters()
-        check_device(self.device)
+        check_device(self.device, torch.float64)  # of raw channels
         rows, elements, errors = compute_rows(
             structures,
             positions(len(structures)) if names is None else names,
@@ -169,6 +169,8 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
+        # matminer has scikit-learn's mixin behind BaseEstimator, which hides its tags.
+        tags.transformer_tags = TransformerTags(preserves_dtype=[])
         tags.requires_fit = False
         tags.no_validation = True
         tags.input_tags.two_d_array = False

@@ -202,17 +202,17 @@ def crystal_from_arrays(
 
 
 def _check_crystal(crystal: Crystal, name: str) -> None:
+    if crystal.numbers.shape != (len(crystal.frac_coords),) or len(crystal.numbers) == 0:
+        raise StructureError(
+            f"{name}: {crystal.numbers.size} atomic numbers and {len(crystal.frac_coords)} coordinates; "
+            "at least one site is needed, and as many of one as of the other"
+        )
     unknown = (crystal.numbers < 1) | (crystal.numbers > MAX_ATOMIC_NUMBER)
     if unknown.any():
         site = int(np.flatnonzero(unknown)[0])
         raise StructureError(
             f"{name}: site {site} has atomic number {crystal.numbers[site]}, not 1 to {MAX_ATOMIC_NUMBER}; "
             "repair or drop the structure"
-        )
-    if crystal.numbers.shape != (len(crystal.frac_coords),) or len(crystal.numbers) == 0:
-        raise StructureError(
-            f"{name}: {crystal.numbers.size} atomic numbers and {len(crystal.frac_coords)} coordinates; "
-            "at least one site is needed, and as many of one as of the other"
         )
     problem = _geometry_problem(crystal)
     if problem:

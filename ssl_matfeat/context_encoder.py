@@ -236,14 +236,17 @@ class ContextEncoder(nn.Module):
         """Find the prototypes of environments among random sites of random ones of the named crystals."""
         rng = np.random.default_rng(random_state)
         order = rng.permutation(crystals)[:_CRYSTALS_OF_ENVIRONMENTS]
-        sites = np.concatenate(
-            [
-                self._surroundings(graphs.batch(some)).numpy()
-                for some in graphs.batches(16384, order)
-            ]
-        )
-        some_sites = rng.permutation(len(sites))[:_SITES_OF_ENVIRONMENTS]
-        self.environments.learn(sites[some_sites], random_state)
+        chosen = rng.permutation(graphs.n_sites[order].sum())[:_SITES_OF_ENVIRONMENTS]
+        wanted, pieces, first = np.sort(chosen), [], 0
+        for some in graphs.batches(16384, order):
+            sites = self._surroundings(graphs.batch(some)).numpy()
+            inside = (wanted >= first) & (wanted < first + len(sites))
+            pieces.append(
+                sites[wanted[inside] - first]
+            )  # the others are not kept: they may be millions
+            first += len(sites)
+        found = np.concatenate(pieces)[np.searchsorted(wanted, chosen)]
+        self.environments.learn(found, random_state)
 
     @torch.no_grad()
     def prototypes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

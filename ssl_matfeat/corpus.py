@@ -13,6 +13,8 @@ from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import StructureError, crystal_from_arrays, positions
 from ssl_matfeat.graph import CrystalGraphs, find_edges
 
+_NEEDED = ("numbers", "lattice", "frac_coords")
+
 
 def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
     """Return the graphs of the usable structures, and position → message of the others."""
@@ -27,8 +29,10 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
 
     In between stands which graphs are for validation, or None if the file does not say.
     """
-    frame = pq.read_table(path).to_pandas(ignore_metadata=True)  # rows counted from 0
-    missing = [name for name in ("numbers", "lattice", "frac_coords") if name not in frame]
+    names = pq.ParquetDataset(path).schema.names
+    columns = [name for name in (*_NEEDED, "split") if name in names]
+    frame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)  # rows from 0
+    missing = [name for name in _NEEDED if name not in frame]
     if missing:
         raise ValueError(
             f"{path} has no column {', '.join(missing)}; needed are numbers, lattice and frac_coords, see load_dataset"

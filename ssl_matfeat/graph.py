@@ -82,8 +82,14 @@ def find_edges(
             break
         radius = min(cutoff, 1.4 * radius)
     if inside.min() == 0:
-        center, neighbor, shift, vector, distance = _with_sparse_sites(
-            crystal, positions, cutoff, name
+        sparse = np.flatnonzero(inside == 0)
+        center, neighbor, shift, vector, distance = (
+            np.concatenate(pair)
+            for pair in zip(
+                (center, neighbor, shift, vector, distance),
+                _nearest_of_sparse(crystal, positions, sparse, cutoff, name),
+                strict=True,
+            )
         )
     if distance.min() < MIN_DISTANCE:
         e = int(distance.argmin())
@@ -111,15 +117,23 @@ def _first_radius(crystal: Crystal, n_neighbors: int) -> float:
     return float((3 * 2 * n_neighbors * volume_per_site / (4 * np.pi)) ** (1 / 3))
 
 
-def _within(crystal: Crystal, positions: NDArray[np.float64], radius: float) -> tuple[NDArray, ...]:
+def _within(
+    crystal: Crystal,
+    positions: NDArray[np.float64],
+    radius: float,
+    centers: NDArray[np.int64] | None = None,
+) -> tuple[NDArray, ...]:
+    """Return what there is within ``radius + FADE`` of the given centres, or of all sites."""
     center, neighbor, shift, _ = find_points_in_spheres(
         positions,
-        positions,
+        positions if centers is None else positions[centers],
         radius + FADE,
         np.array(crystal.pbc, dtype=np.int64),
         np.ascontiguousarray(crystal.lattice),
         1e-8,
     )
+    if centers is not None:
+        center = centers[center]
     shift = shift.astype(np.int64)
     other = (center != neighbor) | shift.any(axis=1)
     center, neighbor, shift = center[other], neighbor[other], shift[other]
@@ -127,20 +141,23 @@ def _within(crystal: Crystal, positions: NDArray[np.float64], radius: float) -> 
     return center, neighbor, shift, vector, np.sqrt(np.einsum("ij,ij->i", vector, vector))
 
 
-def _with_sparse_sites(
-    crystal: Crystal, positions: NDArray[np.float64], cutoff: float, name: str
+def _nearest_of_sparse(
+    crystal: Crystal,
+    positions: NDArray[np.float64],
+    sparse: NDArray[np.int64],
+    cutoff: float,
+    name: str,
 ) -> tuple[NDArray, ...]:
-    """Give sites with nothing within ``cutoff`` their nearest neighbours, up to SPARSE_FACTOR times farther away."""
-    found = _within(crystal, positions, SPARSE_FACTOR * cutoff)
+    """Return the neighbours of sites with none within ``cutoff`` that those lack: from there to the nearest."""
+    found = _within(crystal, positions, SPARSE_FACTOR * cutoff, sparse)
     center, distance = found[0], found[-1]
     nearest = np.full(len(positions), np.inf)
     np.minimum.at(nearest, center, distance)
-    lonely = nearest > SPARSE_FACTOR * cutoff
-    if lonely.any():
-        site = int(np.flatnonzero(lonely)[0])
-        raise no_neighbor(crystal.describe(name), site, SPARSE_FACTOR * cutoff)
-    keep = distance <= np.maximum(cutoff, nearest[center]) + FADE
-    return tuple(array[keep] for array in found)
+    lonely = sparse[nearest[sparse] > SPARSE_FACTOR * cutoff]
+    if len(lonely):
+        raise no_neighbor(crystal.describe(name), int(lonely[0]), SPARSE_FACTOR * cutoff)
+    new = (distance > cutoff + FADE) & (distance <= nearest[center] + FADE)
+    return tuple(array[new] for array in found)
 
 
 @dataclass

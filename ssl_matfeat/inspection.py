@@ -50,7 +50,7 @@ def plot_losses(history: Sequence[dict[str, Any]]) -> Figure:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for part in ("train", "validation"):
             axes.plot(epochs, [record[f"{part}_{name}"] for record in history], label=part)
-        axes.set(title=name, xlabel="epoch", ylabel="loss (nats)")
+        axes.set(title=name, xlabel="epoch", ylabel="loss")
         axes.legend()
     return figure
 

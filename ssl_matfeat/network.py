@@ -40,10 +40,14 @@ class Standardize(nn.Module):
         weight = torch.ones(training.shape[1])
         weight[training.shape[1] - n_learned :] = LEARNED_WEIGHT
         self.register_buffer("weight", weight)
-        std = training.std(0, dtype=np.float64)
-        varies = std > 1e-6 * np.maximum(1, np.abs(training).max(0))
+        mean = training.mean(0, dtype=np.float64)
+        pieces = np.array_split(
+            training, 1 + len(training) // 10_000
+        )  # no copy of all in double precision
+        std = np.sqrt(sum(((rows - mean) ** 2).sum(0) for rows in pieces) / len(training))
+        varies = std > 1e-6 * np.maximum(1, np.maximum(training.max(0), -training.min(0)))
         scale = np.divide(1, std, out=np.zeros_like(std), where=varies)
-        self.register_buffer("mean", torch.from_numpy(training.mean(0, dtype=np.float64)).float())
+        self.register_buffer("mean", torch.from_numpy(mean).float())
         self.register_buffer("scale", torch.from_numpy(scale).float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ class Standardize(nn.Module):
 class LearnedInputs(nn.Module):
     """A copy of a pretrained encoder, to be trained on: batch → the channels of its layers side by side.
 
-    It stays in evaluation mode, so that it starts from the very numbers that the frozen one gives.
+    It stays in evaluation mode, so that it starts from the numbers that the frozen one gives, to single precision.
     """
 
     def __init__(self, pretrained: Pretrained, layers: tuple[Layer, ...]) -> None:

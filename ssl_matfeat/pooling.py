@@ -40,6 +40,8 @@ def pool_mean(x: Tensor, batch: CrystalBatch) -> Tensor:
 def sum_by_crystal(x: Tensor, batch: CrystalBatch, crystal: Tensor | None = None) -> Tensor:
     """Sum rows by the ``crystal`` that each belongs to, (n_crystals, ...); None is a row a site."""
     index = batch.batch if crystal is None else crystal
+    if x.dtype == torch.bfloat16:
+        x = x.float()  # on a GPU a sum of ones in bfloat16 ends at 256
     return x.new_zeros(batch.num_graphs, *x.shape[1:]).index_add_(0, index, x)
 
 

@@ -44,8 +44,8 @@ class SSLPretrainer(VersionedEstimator):
     Parameters
     ----------
     tasks : str or dict of str to float, default="context"
-        ``"context"`` trains an encoder like that of the default weights: every atom, bond length, shell and volume is predicted
-        from its surroundings. All others train the paper's encoder, and a dict such as ``{"predictive": 1.0,
+        ``"context"`` trains an encoder like that of the default weights: every atom, bond length, shell and volume is
+        predicted from its surroundings. All others train the paper's encoder, and a dict such as ``{"predictive": 1.0,
         "contrastive": 0.5}`` weighs and adds their losses: ``"predictive"`` and ``"contrastive"`` are the paper's
         (Kong et al., Mach. Learn.: Sci. Technol. 5, 035018, 2024); ``"property"`` asks for the element and the
         element properties of hidden atoms, ``"replaced"`` for atoms of a wrong element, ``"denoising"`` for random

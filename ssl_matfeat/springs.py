@@ -44,7 +44,9 @@ _GPA = 10.0  # from N/m/Å
 _GROUND = 1e-4
 """Stiffness of each atom against its place, over the mean one of an atom: keeps atoms without bonds where they are."""
 _DENSE = 1000
-"""Sites up to which the equations of a crystal are solved directly, in some 200 MB for each of those in a batch."""
+"""Sites up to which the equations of a crystal are solved directly, in some 200 MB."""
+_LARGEST_SYSTEM = 20_000_000
+"""Entries in the matrices of the crystals that are solved together."""
 _STEP = 8
 """Crystals that differ by fewer sites are solved together."""
 _TOLERANCE, _NOISE, _MAX_STEPS = 1e-8, 1e-12, 10_000
@@ -126,7 +128,11 @@ class _Springs:
         large = self.n_sites > _DENSE
         room = _STEP * torch.ceil(self.n_sites / _STEP).long()  # (n_crystals,) sites
         for n in torch.unique(room[~large]).tolist():
-            self._solve_directly(moved, (room == n) & ~large, n)
+            fitting = torch.nonzero((room == n) & ~large)[:, 0]
+            for some in fitting.split(max(1, _LARGEST_SYSTEM // (3 * n) ** 2)):
+                chosen = torch.zeros_like(large)
+                chosen[some] = True
+                self._solve_directly(moved, chosen, n)
         if large.any():
             self._solve_by_gradients(moved, large)
         return sum_by_crystal(self.gradient.mT @ moved, self.batch)

@@ -13,6 +13,7 @@ from pymatgen.transformations.standard_transformations import (
 )
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
+from ssl_matfeat._validation import crystal_from_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have NaN for features:UserWarning")
 SITE_LAYERS = ("element", "shell", 0, 1)
@@ -321,6 +322,12 @@ def test_bad_parameters_are_quoted(featurizer, parameters, message):
     for call in (bad.fit_transform, SSLStructureFeaturizer(**bad.get_params()).transform):
         with pytest.raises(ValueError, match=re.escape(message)):
             call([bcc()])
+
+
+@pytest.mark.parametrize("numbers", [26, 0, []])
+def test_arrays_that_are_no_list_of_sites(numbers):
+    with pytest.raises(StructureError, match=r"row 3: \d atomic numbers and 1 coordinates"):
+        crystal_from_arrays(numbers, 4 * np.eye(3), [0, 0, 0], "row 3")
 
 
 def test_atoms_have_no_cell_channels(sites):

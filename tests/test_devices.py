@@ -6,13 +6,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_PRETRAINING, same_numbers, state_of, total_loss, write_parquet
+from conftest import SMALL_PRETRAINING, fcc, same_numbers, state_of, total_loss, write_parquet
 from typer.testing import CliRunner
 
 from ssl_matfeat import NEGNNRegressor, SSLPretrainer
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.cli import app
 from ssl_matfeat.devices import launch, make_fabric
+from ssl_matfeat.graph import CrystalGraphs
+from ssl_matfeat.pooling import pool_mean
 from ssl_matfeat.training import TrainingOptions, train
 from ssl_matfeat.weights import load_weights
 
@@ -28,6 +30,13 @@ def test_bfloat16_comes_close_to_single_precision(small_crystals, tasks):
             assert half.history_[0][name] == pytest.approx(value, rel=0.05)
     assert not same_numbers(state_of(half), state_of(full))
     assert {v.dtype for v in state_of(half).values() if v.is_floating_point()} == {torch.float32}
+
+
+def test_states_in_bfloat16_are_summed_in_single_precision():
+    batch = CrystalGraphs.from_structures([fcc() * (7, 7, 7)]).batch([0])
+    mean = pool_mean(torch.full((343, 1), 1.0078125, dtype=torch.bfloat16), batch)
+    assert mean.dtype == torch.float32
+    assert mean.item() == pytest.approx(1.0078125, rel=1e-6)
 
 
 @pytest.mark.parametrize(

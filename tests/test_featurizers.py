@@ -12,6 +12,7 @@ from matminer.featurizers.base import BaseFeaturizer, MultipleFeaturizer
 from matminer.featurizers.conversions import DictToObject
 from matminer.featurizers.structure import DensityFeatures, SiteStatsFingerprint
 from pymatgen.core import Lattice, Structure
+from sklearn.utils import get_tags
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError, list_weights
 
@@ -136,6 +137,11 @@ def test_device_that_is_not_there(featurizer):
         featurizer(device="gpu").fit([fcc()])
 
 
+@pytest.mark.parametrize("featurizer", [SSLStructureFeaturizer, SSLAtomFeaturizer])
+def test_tags_are_those_of_a_transformer(featurizer):
+    assert get_tags(featurizer()).transformer_tags.preserves_dtype == []
+
+
 def test_site_features_of_a_frame_need_the_site(sites, frame):
     with pytest.raises(
         ValueError, match=r"a structure and the index of a site.*\['structure', 'site'\]"
@@ -175,6 +181,13 @@ def test_options_of_the_progress_bar(crystals, frame, capsys):
     assert capsys.readouterr().err == ""
     crystals.featurize_dataframe(frame.copy(), "structure", pbar={"unit": "salt"})
     assert "salt/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verbose", "shown"), [(0, False), (False, False), (1, True)])
+def test_verbose_may_be_a_number(frame, weight_files, verbose, shown, capsys):
+    featurizer = SSLStructureFeaturizer(weight_files["cgcnn"], LAYERS, verbose=verbose)
+    featurizer.fit_transform(frame["structure"])
+    assert ("crystal/s" in capsys.readouterr().err) == shown
 
 
 def test_citations_follow_layers_and_weights(crystals):

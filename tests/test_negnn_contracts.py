@@ -122,3 +122,10 @@ def test_bad_structures(few_crystals, fitted_network):
     broken.replace(0, {"Fe": 0.5, "Co": 0.5})
     with pytest.raises(StructureError, match=r"X\[5\]"):
         quick_network().fit([*X[:5], broken, *X[6:]], y)
+
+
+def test_predicting_on_a_device_that_is_not_there(few_crystals, fitted_network):
+    moved = clone(fitted_network).set_params(device="cuda:97", max_epochs=1)
+    moved.__dict__.update(networks_=fitted_network.networks_)
+    with pytest.raises(ValueError, match="device='cuda:97' cannot be used"):
+        moved.predict(few_crystals[0][:1])

@@ -1,9 +1,11 @@
 """Models and weights that are saved and loaded, some of them in another process."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -216,3 +218,13 @@ def test_skops_with_a_list_of_trusted_types(small_crystals, weights):
     np.testing.assert_array_equal(
         skops.io.loads(saved, trusted=trusted).predict(X), model.predict(X)
     )
+
+
+def test_files_of_one_name_and_time_in_two_folders(weight_files, tmp_path, monkeypatch):
+    for kind in ("cgcnn", "context"):
+        (tmp_path / kind).mkdir()
+        copy = tmp_path / kind / "own.safetensors"
+        copy.write_bytes(Path(weight_files[kind]).read_bytes())
+        os.utime(copy, (1e9, 1e9))
+        monkeypatch.chdir(tmp_path / kind)
+        assert load_weights("own.safetensors").card["config"]["encoder"] == kind

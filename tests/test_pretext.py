@@ -12,6 +12,7 @@ from conftest import (
     perovskite,
     rattled_salt,
     rock_salt,
+    simple_cubic,
     triclinic,
     untrained,
 )
@@ -25,6 +26,7 @@ from ssl_matfeat.pretext.context import ContextTask
 from ssl_matfeat.pretext.damage import choose_sites, displace, replace_elements, strain_cells
 from ssl_matfeat.pretext.elements import PropertyTask, ReplacedTask
 from ssl_matfeat.pretext.geometry import DenoisingTask, StrainTask
+from ssl_matfeat.pretext.paper import PredictiveTask
 from ssl_matfeat.weights import load_weights
 
 ROTATION = torch.from_numpy(Rotation.from_euler("xyz", [0.3, 1.1, -0.7]).as_matrix())
@@ -125,6 +127,16 @@ def test_predicted_strain_turns_with_the_crystal():
     torch.testing.assert_close(after, ROTATION @ before @ ROTATION.T)
     torch.testing.assert_close(before, before.transpose(1, 2))
     assert (after - before).norm() > 0.01 * before.norm()  # negative control: they do turn
+
+
+def test_class_of_a_hidden_edge_is_its_nearest_gaussian():
+    encoder = untrained("cgcnn").encoder.double()
+    task = PredictiveTask(encoder).double()
+    for a, expected in ((3.0, 15), (7.25, 36), (10.0, 40)):  # centres are 0.2 Å apart, up to 8 Å
+        batch = batch_of(simple_cubic(a, "Ar")).cut_sharply()
+        _, targets = task.predict(encoder, batch, generator())
+        nearest = targets["edge"][batch.distance.argmin()]
+        assert nearest == expected, a
 
 
 def test_rigid_shift_is_neither_seen_nor_asked_for():

@@ -147,8 +147,9 @@ def test_crystals_of_a_batch_do_not_pull_at_each_other(monkeypatch):
     ]
     alone = torch.cat([spring_channels(batch_of(crystal)) for crystal in crystals])
     assert (alone[:, 7] < -1e-4).all()  # they do relax
-    for dense in (1000, 4, 0):
+    for dense, largest in ((1000, 20_000_000), (1000, 1), (4, 20_000_000), (0, 20_000_000)):
         monkeypatch.setattr(springs, "_DENSE", dense)
+        monkeypatch.setattr(springs, "_LARGEST_SYSTEM", largest)
         together = spring_channels(batch_of(*crystals))
         torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 

@@ -278,6 +278,7 @@ class NEGNNBase(VersionedEstimator):
     def _outputs(self, X: Any) -> tuple[NDArray[np.float64], list[int]]:
         """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal."""
         check_is_fitted(self, "networks_")
+        check_device(self.device)
         structures = as_structure_list(X)
         networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
         pieces = []

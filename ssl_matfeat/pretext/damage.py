@@ -25,8 +25,6 @@ class Hidden(NamedTuple):
     """(n_sites, 92), element indicators, 0 for hidden atoms."""
     edge_input: Tensor
     """(n_edges, 41), Gaussians of the distance, 0 for hidden edges."""
-    gaussians: Tensor
-    """(n_edges, 41), those of all edges: for targets, never for the encoder."""
 
 
 def choose_sites(batch: CrystalBatch, ratio: float, generator: torch.Generator) -> Tensor:
@@ -50,13 +48,11 @@ def hide_atoms(
     sites = choose_sites(batch, ratio, generator)
     neighbor, center = batch.edge_index
     edges = sites[neighbor] | sites[center]
-    gaussians = encoder.expand(batch.distance)
     return Hidden(
         sites=sites,
         edges=edges,
         node_input=encoder.indicators[batch.numbers].masked_fill(sites[:, None], 0),
-        edge_input=gaussians.masked_fill(edges[:, None], 0),
-        gaussians=gaussians,
+        edge_input=encoder.expand(batch.distance).masked_fill(edges[:, None], 0),
     )
 
 

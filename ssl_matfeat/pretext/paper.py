@@ -91,7 +91,8 @@ class PredictiveTask(nn.Module):
         targets = {
             "group": self.group[numbers],
             "period": self.period[numbers],
-            "edge": hidden.gaussians[hidden.edges].argmax(dim=1),
+            # The nearest Gaussian; far from all of them they are equal, and the largest would be the first.
+            "edge": (batch.distance[hidden.edges, None] - encoder.expand.centers).abs().argmin(1),
         }
         return logits, targets
 

@@ -157,7 +157,7 @@ def load_weights(weights: str | Path | Pretrained) -> Pretrained:
         raise WeightsError(
             f"weights {str(weights)!r} are neither one of {', '.join(list_weights())} nor an existing file"
         )
-    return _load_again(path, path.stat().st_mtime_ns)
+    return _load_again(path.resolve(), path.stat().st_mtime_ns)
 
 
 def save_weights(path: str | Path, pretrained: Pretrained) -> None:
