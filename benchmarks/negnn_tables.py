@@ -107,8 +107,13 @@ def moments_table(path: Path) -> str:
     if not path.exists():
         return ""
     report = json.loads(path.read_text())
+    mark = earlier(report["versions"]["ssl-matfeat"], NETWORKS_VERSION)
     rows = [
-        [c["model"], str(c["n_train"]), *(number(c[k], report["unit"]) for k in _MOMENT_ERRORS)]
+        [
+            c["model"] + mark,
+            str(c["n_train"]),
+            *(number(c[k], report["unit"]) for k in _MOMENT_ERRORS),
+        ]
         for c in report["cells"]
     ]
     return csv_table(["model", "training crystals", "MAE, µB", "MAE of magnetic sites, µB"], rows)

@@ -26,15 +26,12 @@ CHUNK = 256
 """Structures a piece of work: large enough to fill batches, small enough to show progress."""
 
 
-def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
-    """Raise a ValueError if torch cannot compute on ``device``, in this precision."""
+def check_device(device: str, dtype: torch.dtype = torch.float64) -> None:
+    """Raise a ValueError if torch cannot compute on ``device``, in the precision of raw channels or another."""
     try:
         torch.zeros(1, device=device, dtype=dtype)
-    except (
-        AssertionError,
-        RuntimeError,
-        TypeError,
-    ) as error:  # what torch raises depends on its build
+    # What torch raises depends on its build and on the device.
+    except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).split(".")[0].splitlines()[0]
         raise ValueError(
             f"device={device!r} cannot be used ({reason}), and torch sees {torch.cuda.device_count()} CUDA devices; "

@@ -64,7 +64,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         self._check_kind(X)
         self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
-        check_device(self.device, torch.float64)  # of raw channels
+        check_device(self.device)
         return self
 
     def feature_labels(self) -> list[str]:
@@ -127,7 +127,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         """Return the rows of each structure and the errors; without ``names`` messages tell its position in X."""
         self._check_parameters()
-        check_device(self.device, torch.float64)  # of raw channels
+        check_device(self.device)
         rows, elements, errors = compute_rows(
             structures,
             positions(len(structures)) if names is None else names,

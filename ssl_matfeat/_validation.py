@@ -11,6 +11,8 @@ import numpy as np
 from pymatgen.core import Composition, Element, IMolecule, IStructure
 from pymatgen.core.sites import Site
 
+ARRAY_COLUMNS = ("numbers", "lattice", "frac_coords")
+"""What a structure is in a table without objects: (n,), (9,) in Å and (3n,)."""
 MAX_ATOMIC_NUMBER = 103
 MIN_DISTANCE = 0.3
 """Two atoms closer than this, in Å, are taken for a mistake in the structure."""

@@ -241,9 +241,8 @@ class ContextEncoder(nn.Module):
         for some in graphs.batches(16384, order):
             sites = self._surroundings(graphs.batch(some)).numpy()
             inside = (wanted >= first) & (wanted < first + len(sites))
-            pieces.append(
-                sites[wanted[inside] - first]
-            )  # the others are not kept: they may be millions
+            # The others are not kept: they may be millions.
+            pieces.append(sites[wanted[inside] - first])
             first += len(sites)
         found = np.concatenate(pieces)[np.searchsorted(wanted, chosen)]
         self.environments.learn(found, random_state)

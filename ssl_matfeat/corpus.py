@@ -10,10 +10,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import StructureError, crystal_from_arrays, positions
+from ssl_matfeat._validation import (
+    ARRAY_COLUMNS,
+    StructureError,
+    crystal_from_arrays,
+    positions,
+)
 from ssl_matfeat.graph import CrystalGraphs, find_edges
-
-_NEEDED = ("numbers", "lattice", "frac_coords")
 
 
 def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
@@ -30,12 +33,12 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
     In between stands which graphs are for validation, or None if the file does not say.
     """
     names = pq.ParquetDataset(path).schema.names
-    columns = [name for name in (*_NEEDED, "split") if name in names]
+    columns = [name for name in (*ARRAY_COLUMNS, "split") if name in names]
     frame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)  # rows from 0
-    missing = [name for name in _NEEDED if name not in frame]
+    missing = [name for name in ARRAY_COLUMNS if name not in frame]
     if missing:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}; needed are numbers, lattice and frac_coords, see load_dataset"
+            f"{path} has no column {', '.join(missing)}; needed are {', '.join(ARRAY_COLUMNS)}, see load_dataset"
         )
     has_split = "split" in frame
     if has_split:

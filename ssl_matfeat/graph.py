@@ -82,15 +82,9 @@ def find_edges(
             break
         radius = min(cutoff, 1.4 * radius)
     if inside.min() == 0:
-        sparse = np.flatnonzero(inside == 0)
-        center, neighbor, shift, vector, distance = (
-            np.concatenate(pair)
-            for pair in zip(
-                (center, neighbor, shift, vector, distance),
-                _nearest_of_sparse(crystal, positions, sparse, cutoff, name),
-                strict=True,
-            )
-        )
+        near = center, neighbor, shift, vector, distance
+        far = _nearest_of_sparse(crystal, positions, np.flatnonzero(inside == 0), cutoff, name)
+        center, neighbor, shift, vector, distance = map(np.concatenate, zip(near, far, strict=True))
     if distance.min() < MIN_DISTANCE:
         e = int(distance.argmin())
         raise too_close(

@@ -41,9 +41,8 @@ class Standardize(nn.Module):
         weight[training.shape[1] - n_learned :] = LEARNED_WEIGHT
         self.register_buffer("weight", weight)
         mean = training.mean(0, dtype=np.float64)
-        pieces = np.array_split(
-            training, 1 + len(training) // 10_000
-        )  # no copy of all in double precision
+        # In pieces, so that there is no copy of all in double precision.
+        pieces = np.array_split(training, 1 + len(training) // 10_000)
         std = np.sqrt(sum(((rows - mean) ** 2).sum(0) for rows in pieces) / len(training))
         varies = std > 1e-6 * np.maximum(1, np.maximum(training.max(0), -training.min(0)))
         scale = np.divide(1, std, out=np.zeros_like(std), where=varies)

@@ -1,5 +1,7 @@
 """NEGNN: scikit-learn's contracts, and bad input."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,7 +127,6 @@ def test_bad_structures(few_crystals, fitted_network):
 
 
 def test_predicting_on_a_device_that_is_not_there(few_crystals, fitted_network):
-    moved = clone(fitted_network).set_params(device="cuda:97", max_epochs=1)
-    moved.__dict__.update(networks_=fitted_network.networks_)
+    moved = copy.deepcopy(fitted_network).set_params(device="cuda:97")
     with pytest.raises(ValueError, match="device='cuda:97' cannot be used"):
         moved.predict(few_crystals[0][:1])

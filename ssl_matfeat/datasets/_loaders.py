@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from pymatgen.core import Element, IStructure, Structure
 
+from ssl_matfeat._validation import ARRAY_COLUMNS
+
 DATA_HOME_VARIABLE = "SSL_MATFEAT_DATA"
 BUNDLED_FILE = Path(__file__).parent / "elastic_2015.parquet"
 MAX_Z = max(element.Z for element in Element)
-ARRAY_COLUMNS = ("numbers", "lattice", "frac_coords")
-"""How the parquet layout spells a structure; see :func:`structures_from_frame`."""
 
 
 @overload

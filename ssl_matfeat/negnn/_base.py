@@ -143,7 +143,7 @@ class NEGNNBase(VersionedEstimator):
             If a parameter or ``y`` is off.
         """
         self._validate_params()
-        check_device(self.device)
+        check_device(self.device, torch.float32)
         structures = as_structure_list(X)
         check_consistent_length(structures, y)
         weight = _check_sample_weight(
@@ -278,7 +278,7 @@ class NEGNNBase(VersionedEstimator):
     def _outputs(self, X: Any) -> tuple[NDArray[np.float64], list[int]]:
         """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal."""
         check_is_fitted(self, "networks_")
-        check_device(self.device)
+        check_device(self.device, torch.float32)
         structures = as_structure_list(X)
         networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
         pieces = []
