@@ -107,10 +107,9 @@ def moments_table(path: Path) -> str:
     if not path.exists():
         return ""
     report = json.loads(path.read_text())
-    mark = earlier(report["versions"]["ssl-matfeat"], NETWORKS_VERSION)
     rows = [
         [
-            c["model"] + mark,
+            c["model"] + _marks([c]),
             str(c["n_train"]),
             *(number(c[k], report["unit"]) for k in _MOMENT_ERRORS),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Self
@@ -58,16 +59,16 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         with cross-validated parameters.
     kernels : tuple of str, default=("matern",)
         Of ``"matern"``, ``"rbf"`` and ``"laplacian"``. Several are searched and fitted each by itself, and their
-        predictions averaged. Matérn's does best with learned features; for hand-made ones try
-        ``("laplacian", "rbf")``.
+        predictions averaged. Matérn's does best with learned features; for hand-made ones, and for
+        raw layers alone, try ``("laplacian", "rbf")``.
     n_inner_folds : int, default=3
         By which parameters are compared.
     max_search : int, default=1500
         Search on at most so many random samples.
     max_refine : int, default=4000
-        More samples want a narrower kernel and a smaller penalty: if there are more than ``max_search``, these (and
-        ``delta_``) are searched again on at most so many, with the weights in proportion; 0 leaves that out. The winner
-        is fitted to all.
+        More samples want a narrower kernel and a smaller penalty: with more than ``max_search``, width, penalty and
+        ``delta_`` are searched again on at most so many, the ratios of the weights kept; 0 leaves that out. The winner
+        is fitted to all samples.
     loss : {"huber", "squared"}, default="huber"
         ``"huber"`` squares residuals up to ``delta_`` and counts larger ones in proportion, so that a few samples that
         nothing explains, such as failed calculations, do not bend the fit for all others (Huber, Ann. Math. Stat. 35,
@@ -143,6 +144,12 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         ValueError
             If the block sizes do not add up to the number of columns, ``y`` holds classes, or a parameter is off.
         """
+        fitted = copy.copy(self)  # a fit that fails or is interrupted leaves this one as it was
+        fitted._fit(X, y)
+        self.__dict__ = fitted.__dict__
+        return self
+
+    def _fit(self, X: Any, y: Any) -> None:
         _refuse_classes(y)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = y.astype(np.float64)
@@ -173,7 +180,6 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
             dual.append(solve(kernel_matrix, y - center, point.alpha, point.delta))
         self.inner_prediction_ = np.mean(inner, axis=0)
         self.dual_coef_ = np.array(dual)
-        return self
 
     def predict(self, X: Any) -> Matrix:
         """Return the predictions, (n_samples,)."""
@@ -226,11 +232,12 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         whole = np.tensordot(theta, scaled, axes=1)
         if self.loss == "huber":
             predicted = inner_predictions(kernel.of_distance(whole.copy()), y[rows], best, splits)
-            # Errors of a fit that outliers have bent may be larger than the targets of the others differ.
-            typical = min(_typical(predicted - y[rows]), _typical(y[rows] - np.median(y[rows])))
-            if typical > 0:
+            # Errors of a fit that outliers have bent may be larger than the targets of the others differ; but half of
+            # the targets may be the same, such as the gaps of metals.
+            typical = _typical(predicted - y[rows]), _typical(y[rows] - np.median(y[rows]))
+            if max(typical) > 0:
                 error = inner_error(whole[None], kernel, y[rows], splits)
-                best = search_delta(best, kernel, typical, error)
+                best = search_delta(best, kernel, min(t for t in typical if t > 0), error)
         if min(len(X), self.max_refine) > self.max_search:
             some = order[: self.max_refine]
             whole = self._distance(kernel, theta / medians, X[some], X[some])

@@ -23,6 +23,9 @@ from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import Encoder, copy_encoder
 
 RAW_BLOCKS = ("element", "shell", "cell")
+VANISHING = 1e-4
+"""Raw channels, and statistics of them, below this count as 0. Symmetry makes many 0, but for what rounding of the
+coordinates leaves, and a scaler would blow that up where all crystals are of one prototype."""
 Layer = str | int
 Layers = tuple[Layer, ...] | Literal["auto"]
 Pooling = tuple[str, ...] | Literal["auto"]
@@ -104,7 +107,7 @@ def _n_crystal_channels(layer: Layer, pretrained: Pretrained) -> int:
 class SiteFeatures:
     """Batch → the channels of the chosen layers side by side, (n_sites, n_channels).
 
-    Raw channels are computed in double precision and the encoder in ``dtype``, which the result has too.
+    Raw channels are computed in double precision and the encoder in ``dtype``, which all have in the end.
     """
 
     def __init__(
@@ -118,15 +121,15 @@ class SiteFeatures:
 
     def __call__(self, batch: CrystalBatch) -> Tensor:
         """Return all channels, (n_sites, n_channels)."""
-        return torch.cat(self.by_layer(batch), dim=1)
+        return torch.cat([x.to(self.dtype) for x in self.by_layer(batch)], dim=1)
 
     def by_layer(self, batch: CrystalBatch) -> list[Tensor]:
-        """Return the channels of each layer."""
+        """Return the channels of each layer, as they were computed."""
         channels: dict[Layer, Tensor] = {}
         if "element" in self.layers:
-            channels["element"] = element_channels(batch).to(self.dtype)
+            channels["element"] = _vanish(element_channels(batch))
         if "shell" in self.layers:
-            channels["shell"] = batch.once(shell_channels).to(self.dtype)
+            channels["shell"] = _vanish(batch.once(shell_channels))
         learned = [layer for layer in self.layers if layer not in RAW_BLOCKS]
         if learned:
             described = self._on(batch).describe(batch, learned)
@@ -160,11 +163,16 @@ class CrystalFeatures:
         by_layer = dict(zip(self.sites.layers, self.sites.by_layer(batch), strict=True))
         pooled = {layer: self._pool(layer, x, batch) for layer, x in by_layer.items()}
         if "cell" in self.layers:
-            pooled["cell"] = cell_channels(batch).to(self.sites.dtype)
-        return torch.cat([pooled[layer] for layer in self.layers], dim=1)
+            pooled["cell"] = cell_channels(batch)
+        pooled |= {layer: _vanish(pooled[layer]) for layer in RAW_BLOCKS if layer in pooled}
+        return torch.cat([pooled[layer].to(self.sites.dtype) for layer in self.layers], dim=1)
 
     def _pool(self, layer: Layer, x: Tensor, batch: CrystalBatch) -> Tensor:
         n_of_crystal = _n_crystal_channels(layer, self.sites.pretrained)
         of_site, of_crystal = x.split([x.shape[1] - n_of_crystal, n_of_crystal], dim=1)
         statistics = statistics_of(layer, self.pooling)
         return torch.cat([pool(of_site, batch, statistics), pool_mean(of_crystal, batch)], dim=1)
+
+
+def _vanish(x: Tensor) -> Tensor:
+    return x.where(x.abs() >= VANISHING, 0.0)

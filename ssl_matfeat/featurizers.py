@@ -57,7 +57,7 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; joblib divides the cores between them.
+        Processes, in joblib's words; joblib divides the cores between them. Its backend "multiprocessing" will not do.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave a row of NaN and an entry in
         ``errors_`` and keep the other rows.
@@ -204,7 +204,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; joblib divides the cores between them.
+        Processes, in joblib's words; joblib divides the cores between them. Its backend "multiprocessing" will not do.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave NaN in the rows of its sites and an
         entry in ``errors_``.
@@ -353,7 +353,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def _fill(
         self, rows: list[NDArray | None], structures: Sequence[Any]
     ) -> list[NDArray[np.floating]]:
-        """Put NaN for the sites of bad structures; what has no sites gets one row."""
+        """Put NaN for the sites of bad structures; what is no structure gets one row."""
         width = len(self.feature_labels())
         return [
             np.full((len(s) if isinstance(s, SiteCollection) else 1, width), np.nan, self.dtype)
@@ -371,7 +371,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
 
 def _site_number(site: Any, n_sites: int, name: str) -> int:
     """Check the index of a site, which may come from a column of floats."""
-    if not isinstance(site, Integral | float) or site not in range(n_sites):
+    if not isinstance(site, Integral | float | np.floating) or site not in range(n_sites):
         raise IndexError(f"{name}: site {site} of {n_sites}, counted from 0")
     return int(site)
 

@@ -61,7 +61,8 @@ class SSLPretrainer(VersionedEstimator):
     weight_decay : float, default=1e-4
         Of AdamW.
     ema_decay : float or None, default=0.999
-        Decay a step of the moving average of the parameters that is kept in the end; None keeps the last ones.
+        Decay a step of the moving average of the parameters that is kept in the end, which is at most that of the last
+        tenth of the steps; None keeps the last ones.
     max_sites : int, default=40
         Larger crystals are left out of training, since they cost most and teach no more; prototypes of environments
         are looked for in them too.
@@ -91,7 +92,7 @@ class SSLPretrainer(VersionedEstimator):
     history_ : list of dict
         Mean losses of every epoch, ``train_…`` and ``validation_…``.
     metrics_ : dict
-        Accuracies or errors of the tasks on the validation crystals.
+        Accuracies or errors of the tasks on the validation crystals, the means over their batches.
     errors_ : dict
         Position in X → message, of structures that could not be used.
 
@@ -184,8 +185,8 @@ class SSLPretrainer(VersionedEstimator):
         if graphs.n_sites[training].sum() < 2 or len(held_out) == 0:
             raise ValueError(
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
-                f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}; "
-                "at least one of each is needed, and two sites to train on"
+                f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}, or "
+                "the column split if there is one; at least one of each is needed, and two sites to train on"
             )
         if len(held_out) < FEWEST_TO_VALIDATE:
             warnings.warn(

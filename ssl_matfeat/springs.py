@@ -12,7 +12,10 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import cg
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
@@ -49,7 +52,7 @@ _LARGEST_SYSTEM = 20_000_000
 """Entries in the matrices of the crystals that are solved together."""
 _STEP = 8
 """Crystals that differ by fewer sites are solved together."""
-_TOLERANCE, _NOISE, _MAX_STEPS = 1e-8, 1e-12, 10_000
+_TOLERANCE, _NOISE, _MAX_STEPS = 1e-6, 1e-12, 10_000
 """Of conjugate gradients: largest residual over right-hand side, or over the forces of the bonds, which cancel where
 atoms need not move but for rounding."""
 
@@ -58,7 +61,8 @@ def spring_channels(batch: CrystalBatch) -> Tensor:
     """Return the moduli of the network of springs, (n_crystals, 10), in the order of `SPRING_CHANNELS`.
 
     Natural logarithms of moduli in GPa plus 1 (``stiffness``): of the bulk and the shear modulus if all atoms followed
-    the strain (``affine``; the latter is 0.69 of the former in every crystal, by Cauchy's relations); if they relax, as
+    the strain (``affine``; the latter is 0.69 of the former in every crystal: 0.6 is Cauchy's
+    relation for central springs, the rest their resistance to turning); if they relax, as
     Voigt's mean over directions, and as Reuss's (``least``). And differences of these logarithms: relaxed less affine
     (``relaxation``), Reuss's less Voigt's shear modulus (``shear anisotropy``), shear less bulk modulus, both Reuss's.
     """
@@ -100,7 +104,7 @@ class _Springs:
         self.k = 0.5 * batch.weight * _stiffness(batch)  # (n_edges,)
         self.strains = _strains().to(self.k)  # (6, 3, 3)
         self.stretch = torch.einsum("vab,eb->eav", self.strains, batch.vector)  # (n_edges, 3, 6)
-        self.gradient = self._on_atoms(self._tension(self.stretch))  # (n_sites, 3, 6), ∂²E/∂u∂ε
+        self.gradient = self._on_atoms(self._tensors() @ self.stretch)  # (n_sites, 3, 6), ∂²E/∂u∂ε
         self.crystal = batch.batch[self.center]  # (n_edges,)
         self.n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)  # (n_crystals,)
         first = torch.cumsum(self.n_sites, 0) - self.n_sites  # (n_crystals,), site of each
@@ -133,8 +137,8 @@ class _Springs:
                 chosen = torch.zeros_like(large)
                 chosen[some] = True
                 self._solve_directly(moved, chosen, n)
-        if large.any():
-            self._solve_by_gradients(moved, large)
+        for crystal in torch.nonzero(large)[:, 0].tolist():
+            self._solve_by_gradients(moved, crystal)
         return sum_by_crystal(self.gradient.mT @ moved, self.batch)
 
     def _solve_directly(self, moved: Tensor, chosen: Tensor, n: int) -> None:
@@ -143,10 +147,8 @@ class _Springs:
         sites = chosen[self.batch.batch]  # (n_sites,)
         place = n * (torch.cumsum(chosen, 0) - 1)[self.batch.batch] + self.place  # (n_sites,)
         edges = sites[self.center]
-        i, j, unit = self.neighbor[edges], self.center[edges], self.unit[edges]
-        identity = torch.eye(3).to(unit)
-        K = (1 - TURN) * unit[:, :, None] * unit[:, None, :] + TURN * identity  # (n_edges, 3, 3)
-        K = self.k[edges, None, None] * K
+        i, j, K = self.neighbor[edges], self.center[edges], self._tensors()[edges]
+        identity = torch.eye(3).to(K)
         H = K.new_zeros(n_crystals * n, n, 3, 3)
         # Stays where there is no site, so that the matrix has an inverse.
         diagonal = torch.arange(n_crystals * n, device=place.device)
@@ -161,49 +163,48 @@ class _Springs:
         solved = torch.cholesky_solve(gradient.view(n_crystals, 3 * n, 6), factor)
         moved[sites] = solved.reshape(n_crystals * n, 3, 6)[place[sites]]
 
-    def _solve_by_gradients(self, moved: Tensor, chosen: Tensor) -> None:
-        """Write the same into ``moved``, by conjugate gradients."""
-        sites = chosen[self.batch.batch]
-        tiny = torch.finfo(self.gradient.dtype).tiny  # where a crystal is done, 0/0 is to be 0
-        residual = torch.where(sites[:, None, None], self.gradient, 0.0)
-        direction, size = residual, self._dot(residual, residual)  # size: (n_crystals, 1, 6)
-        forces = sum_by_crystal((self.k * self.batch.distance) ** 2, self.batch, self.crystal)
-        goal = torch.maximum(_TOLERANCE**2 * size, _NOISE**2 * forces[:, None, None])
-        for _ in range(_MAX_STEPS):
-            if (size <= goal).all():
-                return
-            response = self._hessian(direction)
-            step = size / self._dot(direction, response).clamp_min(tiny)
-            moved += step[self.batch.batch] * direction
-            residual = residual - step[self.batch.batch] * response
-            last, size = size, self._dot(residual, residual)
-            direction = residual + (size / last.clamp_min(tiny))[self.batch.batch] * direction
-        warnings.warn(
-            f"the network of springs of a crystal of more than {_DENSE} sites did not come to rest in {_MAX_STEPS} "
-            "steps; its stiffness channels are too large. Are most of its atoms without bonds?",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+    def _solve_by_gradients(self, moved: Tensor, crystal: int) -> None:
+        """Write the same of one crystal into ``moved``, by conjugate gradients, sites scaled by their own stiffness."""
+        sites, edges = self.batch.batch == crystal, self.crystal == crystal
+        i, j = self.place[self.neighbor[edges]].cpu(), self.place[self.center[edges]].cpu()
+        K = self._tensors()[edges].cpu()
+        diagonal = self.ground[sites].cpu() * torch.eye(3).to(K)  # (n, 3, 3) for n sites
+        diagonal = diagonal.index_add(0, i, K).index_add(0, j, K)
+        n = len(diagonal)
+        own = torch.arange(n)
+        H = _sparse(torch.cat([i, j, own]), torch.cat([j, i, own]), torch.cat([-K, -K, diagonal]))
+        scaling = _sparse(own, own, torch.linalg.inv(diagonal))
+        gradient = self.gradient[sites].cpu().reshape(3 * n, 6).numpy()
+        force = float((self.k[edges] * self.batch.distance[edges]).norm())
+        stop = {"rtol": _TOLERANCE, "atol": _NOISE * force, "maxiter": _MAX_STEPS, "M": scaling}
+        solved, unfinished = zip(*(cg(H, column, **stop) for column in gradient.T), strict=True)
+        moved[sites] = torch.from_numpy(np.stack(solved, axis=1)).to(moved).view(n, 3, 6)
+        if any(unfinished):
+            warnings.warn(
+                f"the network of springs of a crystal of {n} sites did not come to rest in {_MAX_STEPS} steps; its "
+                "stiffness channels are too large. Are most of its atoms without bonds?",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
-    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the scalar products of what is given for each site, by crystal, (n_crystals, 1, 6)."""
-        return sum_by_crystal((a * b).sum(1, keepdim=True), self.batch)
-
-    def _hessian(self, displacement: Tensor) -> Tensor:
-        """Return ∂²E/∂u² times displacements, both (n_sites, 3, 6)."""
-        delta = displacement[self.neighbor] - displacement[self.center]
-        return self._on_atoms(self._tension(delta)) + self.ground * displacement
-
-    def _tension(self, delta: Tensor) -> Tensor:
-        """Return K δ of every spring, (n_edges, 3, 6)."""
-        unit = self.unit[:, :, None]
-        along = unit * (unit * delta).sum(1, keepdim=True)
-        return self.k[:, None, None] * ((1 - TURN) * along + TURN * delta)
+    def _tensors(self) -> Tensor:
+        """Return K of every spring, whose tension is K δ, (n_edges, 3, 3)."""
+        along = self.unit[:, :, None] * self.unit[:, None, :]
+        return self.k[:, None, None] * ((1 - TURN) * along + TURN * torch.eye(3).to(along))
 
     def _on_atoms(self, tension: Tensor) -> Tensor:
         """Sum the tension of the edges, (n_edges, 3, 6), over both of their ends, (n_sites, 3, 6)."""
         total = tension.new_zeros(len(self.batch.numbers), 3, 6)
         return total.index_add_(0, self.neighbor, tension).index_add_(0, self.center, -tension)
+
+
+def _sparse(rows: Tensor, columns: Tensor, blocks: Tensor) -> csr_array:
+    """Return the matrix of blocks, (n_blocks, 3, 3), whose places count in blocks; those of one place add up."""
+    axis = torch.arange(3)
+    row = (3 * rows[:, None, None] + axis[:, None]).expand_as(blocks)
+    column = (3 * columns[:, None, None] + axis).expand_as(blocks)
+    places = row.flatten().numpy(), column.flatten().numpy()
+    return csr_array((blocks.flatten().numpy(), places))
 
 
 def gordy_force_constant(batch: CrystalBatch, chi: Tensor) -> Tensor:

@@ -198,7 +198,8 @@ class _Run:
         self.optimizer.step()
         if self.average is not None and self.options.ema_decay is not None:
             n_steps = epoch * self.n_batches + step
-            decay = min(self.options.ema_decay, 1 - 1 / (2 + n_steps))
+            # First the average of a tenth of the steps, so that it forgets where they began.
+            decay = min(self.options.ema_decay, (1 + n_steps) / (10 + n_steps))
             _update_average(self.average, self.model, decay)
         return losses
 
@@ -340,4 +341,7 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(current)
+        if kept.is_floating_point():
+            kept.lerp_(current, 1 - decay)  # statistics of a BatchNorm belong to the parameters
+        else:
+            kept.copy_(current)

@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import euclidean_distances, laplacian_kernel, rbf_
 from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer
+from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer, block_kernel
 from ssl_matfeat._kernel_search import KERNELS, Point, inner_error, solve
 
 LOSSES = ("huber", "squared")
@@ -230,3 +230,30 @@ def test_small_weights_are_told_apart():
     splits = list(KFold(3).split(X))
     error = inner_error(distance, KERNELS["matern"], y, splits)
     assert error(Point(np.array([1e-7]), 1e-6)) != error(Point(np.array([4e-7]), 1e-6))
+
+
+def test_outliers_where_half_of_the_targets_are_equal(telling_and_noise):
+    """As gaps are, most of them 0."""
+    X, y = telling_and_noise
+    X, clean = X[:, :2], np.maximum(0, y - np.quantile(y, 0.6))
+    y = clean.copy()
+    y[:200:10] += 1e5
+    huber, squared = (BlockKernelRidge(loss=loss).fit(X[:200], y[:200]) for loss in LOSSES)
+    errors = [np.abs(m.predict(X[200:]) - clean[200:]).mean() for m in (huber, squared)]
+    assert np.median(clean) == 0
+    assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("stage", ["search_weights", "solve"])
+def test_interrupted_fit_leaves_the_model_as_it_was(telling_and_noise, monkeypatch, stage):
+    X, y = telling_and_noise
+    model = BlockKernelRidge(loss="squared").fit(X[:50], y[:50])
+    before = model.predict(X)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(block_kernel, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(1 + X[50:90], -y[50:90])
+    assert np.array_equal(model.predict(X), before)

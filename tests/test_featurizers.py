@@ -343,7 +343,7 @@ def test_a_site_that_is_not_there_loses_only_its_row(sites):
 
 def test_sites_of_a_column_of_floats(sites):
     """What pandas makes of integers beside a missing one."""
-    frame = pd.DataFrame({"structure": [rock_salt()] * 3, "site": [2, None, 3]})
+    frame = pd.DataFrame({"structure": [rock_salt()] * 3, "site": np.float32([2, np.nan, 3])})
     result = sites.featurize_dataframe(
         frame, ["structure", "site"], ignore_errors=True, return_errors=True, pbar=False
     )

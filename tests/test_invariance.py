@@ -27,6 +27,7 @@ from conftest import (
     translated,
 )
 from pymatgen.core import Structure
+from sklearn.preprocessing import StandardScaler
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat._validation import as_crystal
@@ -280,3 +281,17 @@ def test_features_of_a_list_cut_sharply_would_jump(name):
         path = np.array([shells_of(s, sharply) for s in crystals])
         steps = np.abs(np.diff(path, axis=0)).max(axis=0)
         assert (steps[SHELL_CHANNELS.index("wide coordination")] > 0.5) == jumps
+
+
+def test_a_scaler_finds_no_rounding_in_crystals_of_one_prototype():
+    """What symmetry makes 0 in all of them is 0, however they are written down, and not a small number to be blown up."""
+    rng = np.random.default_rng(0)
+    salts = [rotated(translated(rock_salt(a), rng), rng) for a in np.linspace(4.5, 6.5, 12)]
+    written = [Structure(s.lattice, s.species, s.frac_coords.round(6)) for s in salts]
+    featurizer = SSLStructureFeaturizer().set_output(transform="pandas")
+    scaler = StandardScaler().fit(featurizer.fit_transform(written))
+    moved = [shake(written[5], 0, 0.001)]
+    assert np.abs(scaler.transform(featurizer.transform(moved))).max() < 50
+    # The control: what does break the symmetry is seen.
+    distorted = featurizer.transform([shake(written[5], 0, 0.1)])
+    assert distorted.loc[0, "max of one-sidedness"] > 0.01

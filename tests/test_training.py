@@ -113,7 +113,7 @@ def test_checkpoint_of_other_structures_is_refused(small_crystals, tmp_path):
 
 
 def trained_line(**changed):
-    """Learn y = 3 x from noisy steps; return the weight, and the validation loss of the first epoch."""
+    """Learn y = 3 x from noisy steps; return the weight, and the validation loss of every epoch."""
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1, bias=False)
     x = torch.randn(400, 1)
@@ -127,11 +127,17 @@ def trained_line(**changed):
         n_batches=100,
         options=options,
     )
-    return float(model.weight.detach()), history[0]["validation_loss"]
+    return float(model.weight.detach()), [record["validation_loss"] for record in history]
 
 
 def test_average_of_the_parameters_is_steadier_than_the_last_ones():
-    assert trained_line(ema_decay=0.95)[1] < trained_line()[1] / 2
+    assert trained_line(ema_decay=0.95)[1][1] < trained_line()[1][1] / 2
+
+
+def test_average_of_few_steps_forgets_where_they_began():
+    average, last = (trained_line(max_epochs=1, ema_decay=d)[0] for d in (0.999, None))
+    assert average == pytest.approx(last, abs=0.1)
+    assert abs(last) > 2  # from less than 1
 
 
 @pytest.mark.parametrize(

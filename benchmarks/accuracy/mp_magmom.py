@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from _features import NETWORKS_VERSION, is_outdated
 from _runner import DataOption, SeedOption, versions, write_report
 from _tasks import DATA_HOME
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from pymatgen.core import Structure
 from sklearn.ensemble import ExtraTreesRegressor
 from tqdm import tqdm
 
+from ssl_matfeat import __version__
 from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
 from ssl_matfeat.datasets import load_dataset
 from ssl_matfeat.featurizers import SSLAtomFeaturizer
@@ -53,6 +55,8 @@ class Cell:
     mae_magnetic: float
     """On sites of at least `MAGNETIC`."""
     seconds: float
+    version: str
+    """Of ssl_matfeat."""
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -127,7 +131,8 @@ def main(
     X, y, X_test, y_test = parts
     actual = np.concatenate(y_test)
     for name in tqdm(model, unit="model"):
-        if (name, seed, n_train, n_test) in done:
+        known = done.get((name, seed, n_train, n_test))
+        if known is not None and not is_outdated(known.version, NETWORKS_VERSION):
             continue
         start = time.perf_counter()
         error = np.abs(MODELS[name](X, y, X_test, seed) - actual)
@@ -140,6 +145,7 @@ def main(
             mae=float(error.mean()),
             mae_magnetic=float(error[actual >= MAGNETIC].mean()),
             seconds=round(time.perf_counter() - start, 1),
+            version=__version__,
         )
         done[cell.key] = cell
         head: dict[str, Any] = {

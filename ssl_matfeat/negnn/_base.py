@@ -145,6 +145,10 @@ class NEGNNBase(VersionedEstimator):
         self._validate_params()
         check_device(self.device, torch.float32)
         structures = as_structure_list(X)
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
         check_consistent_length(structures, y)
         weight = _check_sample_weight(
             sample_weight,

@@ -48,11 +48,12 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     n_channels : int
         Width of the network.
     n_layers : int
-        Message-passing layers; 0 leaves only the pooled inputs.
+        Message-passing layers; with 0 sites are told nothing of one another.
     dropout : float
         Of the inputs and in the head; it harmed every regression that it was tried on.
     fine_tune : bool, default=False
-        Train a copy of the pretrained encoder along with the network, instead of keeping its channels fixed.
+        Train a copy of the pretrained encoder along with the network, instead of keeping the inputs of the sites as
+        they are; the pooled inputs stay as the frozen encoder gave them.
     fine_tune_lr : float, default=1e-4
         Learning rate of that copy.
     target : {"crystal", "site"}, default="crystal"

@@ -108,8 +108,8 @@ def load_card(name: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        Keys name, task, date, training_data, config, elements_seen, n_parameters, licence, attribution,
-        versions, metrics and sha256.
+        Keys name, task, date, training_data, config, parameters, elements_seen, n_parameters, versions, metrics,
+        history, licence, attribution and sha256.
 
     Raises
     ------
