@@ -169,7 +169,8 @@ class CrystalFeatures:
 
     def _pool(self, layer: Layer, x: Tensor, batch: CrystalBatch) -> Tensor:
         n_of_crystal = _n_crystal_channels(layer, self.sites.pretrained)
-        of_site, of_crystal = x.split([x.shape[1] - n_of_crystal, n_of_crystal], dim=1)
+        # In double precision, so that equal sites have the mean that one of them has, however many they are.
+        of_site, of_crystal = x.double().split([x.shape[1] - n_of_crystal, n_of_crystal], dim=1)
         statistics = statistics_of(layer, self.pooling)
         return torch.cat([pool(of_site, batch, statistics), pool_mean(of_crystal, batch)], dim=1)
 

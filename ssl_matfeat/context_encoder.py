@@ -199,7 +199,8 @@ class ContextEncoder(nn.Module):
             0, center, weight[:, None] * atom.index_select(0, neighbor)
         )
         shell_state = self.shell(torch.cat([atom, around / total[:, None]], 1))
-        formula = pool_mean(self.formula(atom), batch)  # (n_crystals, n)
+        # In double precision, so that crystals of one formula are told the same, however many sites they have.
+        formula = pool_mean(self.formula(atom).double(), batch).to(dtype)  # (n_crystals, n)
         in_formula = torch.cat([atom, formula.index_select(0, batch.batch)], 1)
         coordinated = torch.cat([shell_state, geometry[:, _COORDINATION, None]], 1)
         pair = self.predict_bond_center(coordinated).index_select(0, center)

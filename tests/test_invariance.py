@@ -284,7 +284,7 @@ def test_features_of_a_list_cut_sharply_would_jump(name):
 
 
 def test_a_scaler_finds_no_rounding_in_crystals_of_one_prototype():
-    """What symmetry makes 0 in all of them is 0, however they are written down, and not a small number to be blown up."""
+    """What symmetry makes 0 in all of them is 0, however they are written down."""
     rng = np.random.default_rng(0)
     salts = [rotated(translated(rock_salt(a), rng), rng) for a in np.linspace(4.5, 6.5, 12)]
     written = [Structure(s.lattice, s.species, s.frac_coords.round(6)) for s in salts]
@@ -295,3 +295,20 @@ def test_a_scaler_finds_no_rounding_in_crystals_of_one_prototype():
     # The control: what does break the symmetry is seen.
     distorted = featurizer.transform([shake(written[5], 0, 0.1)])
     assert distorted.loc[0, "max of one-sidedness"] > 0.01
+
+
+@pytest.mark.parametrize("crystal", ["SrTiO3", "Cu"])
+def test_scaled_features_of_one_formula_do_not_depend_on_the_cell(crystal):
+    """Where composition never varies its columns are equal, and a scaler has no rounding to blow up."""
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 1), (5, 1, 1), (1, 1, 7)]
+    polymorphs = [CRYSTALS[crystal] * size for size in sizes]
+    for structure in polymorphs:
+        structure.perturb(0.1)
+        structure.scale_lattice(rng.uniform(0.9, 1.1) * structure.volume)
+    featurizer = SSLStructureFeaturizer()
+    scaler = StandardScaler().fit(featurizer.fit_transform(polymorphs))
+    larger = [structure * (3, 1, 1) for structure in polymorphs]
+    scaled = [scaler.transform(featurizer.transform(X)) for X in (polymorphs, larger)]
+    np.testing.assert_allclose(*scaled, atol=1e-3)
+    assert np.abs(scaled[0]).max() > 1  # the control: the others do vary
