@@ -189,5 +189,6 @@ def _steps(point: Point, step: int, shares: Matrix) -> Iterator[Point]:
 
 
 def median_of_pairs(distance: Matrix) -> float:
-    """Return the median over pairs, or 1 where it is 0: most samples may be the same in a block."""
-    return float(np.median(distance[np.triu_indices(len(distance), 1)])) or 1.0
+    """Return the median over pairs, or 1 where it is 0 but for rounding: most samples may be the same in a block."""
+    median = float(np.median(distance[np.triu_indices(len(distance), 1)]))
+    return median if median > 1e-12 * distance.max() else 1.0

@@ -212,7 +212,7 @@ class ContextEncoder(nn.Module):
             geometry=_normal(self.predict_geometry(shell_state)),
             log_volume=_normal(self.predict_volume(coordinated)),
             formula_geometry=_normal(self.predict_formula_geometry(in_formula)),
-            formula_volume=_normal(self.predict_formula_volume(formula)),
+            formula_volume=_normal(_in_double(self.predict_formula_volume, formula).to(dtype)),
             standard_geometry=geometry,
         )
 
@@ -347,6 +347,18 @@ class _GatedMessage(nn.Module):
 
 def _mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+
+
+def _in_double(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply in double precision: how a product in single is rounded depends on how many rows it has."""
+    x = x.double()
+    for layer in mlp:
+        x = (
+            F.linear(x, layer.weight.double(), layer.bias.double())
+            if isinstance(layer, nn.Linear)
+            else layer(x)
+        )
+    return x
 
 
 def _normal(parameters: Tensor) -> Normal:

@@ -10,6 +10,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import r2_score
 from sklearn.metrics.pairwise import euclidean_distances, laplacian_kernel, rbf_kernel
 from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ssl_matfeat import BlockKernelRidge, SSLStructureFeaturizer, block_kernel
@@ -257,3 +258,19 @@ def test_interrupted_fit_leaves_the_model_as_it_was(telling_and_noise, monkeypat
     with pytest.raises(KeyboardInterrupt):
         model.fit(1 + X[50:90], -y[50:90])
     assert np.array_equal(model.predict(X), before)
+
+
+def test_most_samples_are_equal_in_a_block():
+    """The median of their distances is rounding, which is no scale."""
+    rng = np.random.default_rng(11)
+    same = rng.random(150) < 0.8
+    A = rng.normal(size=(150, 20)).astype(np.float32).astype(float)
+    A[same] = rng.normal(size=20)
+    B, weight = rng.normal(size=(150, 10)), rng.normal(size=20) / 20**0.5
+    y = np.where(same, 0, A @ weight) + B[:, 0] + 0.5 * B[:, 1]
+    X = np.hstack([A, B])
+    X = StandardScaler().fit(X[:100]).transform(X)
+    model = BlockKernelRidge((20, 10)).fit(X[:100], y[:100])
+    assert model.theta_[0, 0] > 0
+    error = np.abs(model.predict(X[100:]) - y[100:])[same[100:]].mean()
+    assert error < 0.02

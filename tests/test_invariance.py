@@ -312,3 +312,15 @@ def test_scaled_features_of_one_formula_do_not_depend_on_the_cell(crystal):
     scaled = [scaler.transform(featurizer.transform(X)) for X in (polymorphs, larger)]
     np.testing.assert_allclose(*scaled, atol=1e-3)
     assert np.abs(scaled[0]).max() > 1  # the control: the others do vary
+
+
+def test_scaled_features_of_one_formula_do_not_depend_on_the_batch():
+    shaken = [rock_salt() * (2, 1, 1) for _ in range(12)]
+    np.random.seed(0)  # noqa: NPY002, which perturb draws from
+    for structure in shaken:
+        structure.perturb(0.1)
+    featurizer = SSLStructureFeaturizer()
+    together = featurizer.fit_transform(shaken)
+    scaler = StandardScaler().fit(together)
+    alone = np.concatenate([featurizer.transform([structure]) for structure in shaken])
+    np.testing.assert_allclose(scaler.transform(alone), scaler.transform(together), atol=1e-2)

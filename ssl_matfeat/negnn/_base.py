@@ -182,7 +182,7 @@ class NEGNNBase(VersionedEstimator):
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs, learned = self._fit_target(dataset, y, continued=bool(kept))
         weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
-        dataset.weight /= dataset.weight[dataset.rows(weighted)].mean()
+        dataset.weight /= dataset.weight[dataset.rows(weighted)].mean(dtype=np.float64)
 
         random = check_random_state(self.random_state)
         networks, history = [], []

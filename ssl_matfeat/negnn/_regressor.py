@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,8 @@ from ssl_matfeat.examples import Dataset, flatten_sites
 from ssl_matfeat.negnn._base import NEGNNBase
 from ssl_matfeat.weights import Pretrained
 
+_FEWEST_FOR_OUTLIERS = 10
+"""Of fewer values one may well make up most of the variance."""
 _LOSSES: dict[str, Any] = {"mae": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 
 
@@ -241,8 +244,10 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
             raise ValueError("sample_weight is 0 wherever y is known; one of these must count")
         if not continued:
             mean = np.average(values[known], axis=0, weights=weight[known])
-            squares = np.average((values[known] - mean) ** 2, axis=0, weights=weight[known])
-            scale = np.where(squares > 0, np.sqrt(squares), 1.0)
+            squares = weight[known, None] * (values[known] - mean) ** 2  # (n_known, n_targets)
+            std = np.sqrt(squares.sum(axis=0) / weight[known].sum(dtype=np.float64))
+            scale = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+            _warn_of_outliers(values[known], squares)
         elif shape == self.y_shape_:
             mean, scale = self.y_mean_, self.y_scale_
         else:
@@ -266,3 +271,14 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = not self._per_site
         return tags
+
+
+def _warn_of_outliers(values: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+    """Tell if one value makes up most of the variance, whose ``squares`` are given, (n_rows, n_targets)."""
+    row = squares.sum(axis=1).argmax()
+    if len(values) >= _FEWEST_FOR_OUTLIERS and (squares[row] > 0.5 * squares.sum(axis=0)).any():
+        warnings.warn(
+            f"the value {values[row].tolist()} alone makes up more than half of the variance of y, which is scaled by "
+            "its standard deviation, so that all others look alike to the network; check it, or fit the logarithm of y",
+            stacklevel=4,
+        )
