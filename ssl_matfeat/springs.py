@@ -61,10 +61,10 @@ def spring_channels(batch: CrystalBatch) -> Tensor:
     """Return the moduli of the network of springs, (n_crystals, 10), in the order of `SPRING_CHANNELS`.
 
     Natural logarithms of moduli in GPa plus 1 (``stiffness``): of the bulk and the shear modulus if all atoms followed
-    the strain (``affine``; the latter is 0.69 of the former in every crystal: 0.6 is Cauchy's
-    relation for central springs, the rest their resistance to turning); if they relax, as
-    Voigt's mean over directions, and as Reuss's (``least``). And differences of these logarithms: relaxed less affine
-    (``relaxation``), Reuss's less Voigt's shear modulus (``shear anisotropy``), shear less bulk modulus, both Reuss's.
+    the strain (``affine``; the latter is 0.69 of the former in every crystal: 0.6 is Cauchy's relation for central
+    springs, the rest their resistance to turning); if they relax, as Voigt's mean over directions, and as Reuss's
+    (``least``). And differences of these logarithms: relaxed less affine (``relaxation``), Reuss's less Voigt's shear
+    modulus (``shear anisotropy``), shear less bulk modulus, both Reuss's.
     """
     springs = _Springs(batch)
     affine = springs.affine()  # (n_crystals, 6, 6)
@@ -104,7 +104,10 @@ class _Springs:
         self.k = 0.5 * batch.weight * _stiffness(batch)  # (n_edges,)
         self.strains = _strains().to(self.k)  # (6, 3, 3)
         self.stretch = torch.einsum("vab,eb->eav", self.strains, batch.vector)  # (n_edges, 3, 6)
-        self.gradient = self._on_atoms(self._tensors() @ self.stretch)  # (n_sites, 3, 6), ∂²E/∂u∂ε
+        along = self.unit[:, :, None] * self.unit[:, None, :]
+        turning = TURN * torch.eye(3).to(along)
+        self.K = self.k[:, None, None] * ((1 - TURN) * along + turning)  # (n_edges, 3, 3)
+        self.gradient = self._on_atoms(self.K @ self.stretch)  # (n_sites, 3, 6), ∂²E/∂u∂ε
         self.crystal = batch.batch[self.center]  # (n_edges,)
         self.n_sites = torch.bincount(batch.batch, minlength=batch.num_graphs)  # (n_crystals,)
         first = torch.cumsum(self.n_sites, 0) - self.n_sites  # (n_crystals,), site of each
@@ -147,7 +150,7 @@ class _Springs:
         sites = chosen[self.batch.batch]  # (n_sites,)
         place = n * (torch.cumsum(chosen, 0) - 1)[self.batch.batch] + self.place  # (n_sites,)
         edges = sites[self.center]
-        i, j, K = self.neighbor[edges], self.center[edges], self._tensors()[edges]
+        i, j, K = self.neighbor[edges], self.center[edges], self.K[edges]
         identity = torch.eye(3).to(K)
         H = K.new_zeros(n_crystals * n, n, 3, 3)
         # Stays where there is no site, so that the matrix has an inverse.
@@ -167,7 +170,7 @@ class _Springs:
         """Write the same of one crystal into ``moved``, by conjugate gradients, sites scaled by their own stiffness."""
         sites, edges = self.batch.batch == crystal, self.crystal == crystal
         i, j = self.place[self.neighbor[edges]].cpu(), self.place[self.center[edges]].cpu()
-        K = self._tensors()[edges].cpu()
+        K = self.K[edges].cpu()
         diagonal = self.ground[sites].cpu() * torch.eye(3).to(K)  # (n, 3, 3) for n sites
         diagonal = diagonal.index_add(0, i, K).index_add(0, j, K)
         n = len(diagonal)
@@ -186,11 +189,6 @@ class _Springs:
                 ConvergenceWarning,
                 stacklevel=2,
             )
-
-    def _tensors(self) -> Tensor:
-        """Return K of every spring, whose tension is K δ, (n_edges, 3, 3)."""
-        along = self.unit[:, :, None] * self.unit[:, None, :]
-        return self.k[:, None, None] * ((1 - TURN) * along + TURN * torch.eye(3).to(along))
 
     def _on_atoms(self, tension: Tensor) -> Tensor:
         """Sum the tension of the edges, (n_edges, 3, 6), over both of their ends, (n_sites, 3, 6)."""

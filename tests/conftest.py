@@ -67,11 +67,13 @@ def graphene(vacuum: float = 25.0) -> Structure:
 
 def rattled_salt(size: float = 0.1) -> Structure:
     """64 sites without symmetry, so that no two neighbours are equally far, and not all are mutual."""
-    salt = rock_salt() * (2, 2, 2)
-    shifts = np.random.default_rng(0).normal(0, size, (len(salt), 3))
-    return Structure(
-        salt.lattice, salt.species, salt.cart_coords + shifts, coords_are_cartesian=True
-    )
+    return rattled(rock_salt() * (2, 2, 2), size, np.random.default_rng(0))
+
+
+def rattled(structure: Structure, size: float, rng: np.random.Generator) -> Structure:
+    """Return a copy with every coordinate moved by ``size`` Å, in the root mean square."""
+    moved = structure.cart_coords + rng.normal(0, size, (len(structure), 3))
+    return Structure(structure.lattice, structure.species, moved, coords_are_cartesian=True)
 
 
 def shake(structure: Structure, site: int, size: float) -> Structure:

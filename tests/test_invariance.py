@@ -17,6 +17,7 @@ from conftest import (
     fcc,
     other_images,
     permuted,
+    rattled,
     rock_salt,
     rotated,
     shake,
@@ -302,9 +303,8 @@ def test_scaled_features_of_one_formula_do_not_depend_on_the_cell(crystal):
     """Where composition never varies its columns are equal, and a scaler has no rounding to blow up."""
     rng = np.random.default_rng(0)
     sizes = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 1), (5, 1, 1), (1, 1, 7)]
-    polymorphs = [CRYSTALS[crystal] * size for size in sizes]
+    polymorphs = [rattled(CRYSTALS[crystal] * size, 0.05, rng) for size in sizes]
     for structure in polymorphs:
-        structure.perturb(0.1)
         structure.scale_lattice(rng.uniform(0.9, 1.1) * structure.volume)
     featurizer = SSLStructureFeaturizer()
     scaler = StandardScaler().fit(featurizer.fit_transform(polymorphs))
@@ -315,10 +315,8 @@ def test_scaled_features_of_one_formula_do_not_depend_on_the_cell(crystal):
 
 
 def test_scaled_features_of_one_formula_do_not_depend_on_the_batch():
-    shaken = [rock_salt() * (2, 1, 1) for _ in range(12)]
-    np.random.seed(0)  # noqa: NPY002, which perturb draws from
-    for structure in shaken:
-        structure.perturb(0.1)
+    rng = np.random.default_rng(0)
+    shaken = [rattled(rock_salt() * (2, 1, 1), 0.05, rng) for _ in range(12)]
     featurizer = SSLStructureFeaturizer()
     together = featurizer.fit_transform(shaken)
     scaler = StandardScaler().fit(together)

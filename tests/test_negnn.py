@@ -394,24 +394,3 @@ def test_fits_in_threads_are_those_of_one_after_another(dropout, few_crystals):
         together = joblib.Parallel()(joblib.delayed(fit)(seed) for seed in range(4))
     assert np.array_equal(alone, together)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_label_that_hides_all_others_is_told(few_crystals):
-    X, y = few_crystals
-    wrong = y.copy()
-    wrong[3] *= 1e4
-    with pytest.warns(UserWarning, match="alone makes up more than half of the variance"):
-        quick_network(max_epochs=1).fit(X, wrong)
-
-
-def test_warm_start_after_a_constant_target(few_crystals):
-    """Whose standard deviation is rounding."""
-    X, y = few_crystals
-    model = quick_network(max_epochs=1, warm_start=True).fit(X, np.full(len(X), 0.1))
-    assert np.ptp(model.set_params(max_epochs=20).fit(X, y).predict(X)) > 0.1 * np.ptp(y)
-
-
-def test_weights_of_any_size_that_are_equal_change_nothing(few_crystals, fitted_network):
-    X, y = few_crystals
-    model = quick_network().fit(X, y, sample_weight=np.full(len(X), 1e38))
-    np.testing.assert_allclose(model.predict(X), fitted_network.predict(X), rtol=1e-4)

@@ -130,3 +130,26 @@ def test_predicting_on_a_device_that_is_not_there(few_crystals, fitted_network):
     moved = copy.deepcopy(fitted_network).set_params(device="cuda:97")
     with pytest.raises(ValueError, match="device='cuda:97' cannot be used"):
         moved.predict(few_crystals[0][:1])
+
+
+def test_a_label_that_hides_all_others_is_told(few_crystals):
+    X, y = few_crystals
+    wrong = y.copy()
+    wrong[3] *= 1e4
+    with pytest.warns(
+        UserWarning, match=r"in y\[3\] alone makes up more than half of the variance"
+    ):
+        quick_network(max_epochs=1).fit(X, wrong)
+
+
+def test_warm_start_after_a_constant_target(few_crystals):
+    """Whose standard deviation is rounding."""
+    X, y = few_crystals
+    model = quick_network(max_epochs=1, warm_start=True).fit(X, np.full(len(X), 0.1))
+    assert np.ptp(model.set_params(max_epochs=20).fit(X, y).predict(X)) > 0.1 * np.ptp(y)
+
+
+def test_weights_of_any_size_that_are_equal_change_nothing(few_crystals, fitted_network):
+    X, y = few_crystals
+    model = quick_network().fit(X, y, sample_weight=np.full(len(X), 1e38))
+    np.testing.assert_allclose(model.predict(X), fitted_network.predict(X), rtol=1e-4)

@@ -131,8 +131,8 @@ def main(
     X, y, X_test, y_test = parts
     actual = np.concatenate(y_test)
     for name in tqdm(model, unit="model"):
-        known = done.get((name, seed, n_train, n_test))
-        if known is not None and not is_outdated(known.version, NETWORKS_VERSION):
+        key = name, seed, n_train, n_test
+        if key in done and not is_outdated(done[key].version, NETWORKS_VERSION):
             continue
         start = time.perf_counter()
         error = np.abs(MODELS[name](X, y, X_test, seed) - actual)

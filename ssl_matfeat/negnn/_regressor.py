@@ -247,7 +247,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
             squares = weight[known, None] * (values[known] - mean) ** 2  # (n_known, n_targets)
             std = np.sqrt(squares.sum(axis=0) / weight[known].sum(dtype=np.float64))
             scale = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
-            _warn_of_outliers(values[known], squares)
+            _warn_of_outliers(values[known], squares, dataset.crystal_of_row[known])
         elif shape == self.y_shape_:
             mean, scale = self.y_mean_, self.y_scale_
         else:
@@ -273,12 +273,23 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         return tags
 
 
-def _warn_of_outliers(values: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
-    """Tell if one value makes up most of the variance, whose ``squares`` are given, (n_rows, n_targets)."""
+def _warn_of_outliers(
+    values: NDArray[np.float64], squares: NDArray[np.float64], crystals: NDArray[np.int64]
+) -> None:
+    """Tell if one row of ``values`` makes up most of the variance, of which ``squares`` are the shares.
+
+    Parameters
+    ----------
+    values, squares : ndarray of shape (n_known, n_targets)
+        Of the known rows.
+    crystals : ndarray of shape (n_known,)
+        That these rows belong to.
+    """
     row = squares.sum(axis=1).argmax()
     if len(values) >= _FEWEST_FOR_OUTLIERS and (squares[row] > 0.5 * squares.sum(axis=0)).any():
         warnings.warn(
-            f"the value {values[row].tolist()} alone makes up more than half of the variance of y, which is scaled by "
-            "its standard deviation, so that all others look alike to the network; check it, or fit the logarithm of y",
+            f"the value {values[row].tolist()} in y[{crystals[row]}] alone makes up more than half of the variance of "
+            "y; y is scaled by its standard deviation, so that all others look alike to the network; check it, or fit "
+            "log(y)",
             stacklevel=4,
         )
