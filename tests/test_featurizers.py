@@ -343,13 +343,14 @@ def test_a_site_that_is_not_there_loses_only_its_row(sites):
 
 def test_sites_of_a_column_of_floats(sites):
     """What pandas makes of integers beside a missing one."""
-    frame = pd.DataFrame({"structure": [rock_salt()] * 3, "site": np.float32([2, np.nan, 3])})
+    frame = pd.DataFrame({"structure": [rock_salt()] * 3, "site": [2, None, 3]})
     result = sites.featurize_dataframe(
         frame, ["structure", "site"], ignore_errors=True, return_errors=True, pbar=False
     )
     rows = result[sites.feature_labels()].to_numpy()
     assert_close(rows[[0, 2]], sites.transform([rock_salt()])[[2, 3]])
     assert np.isnan(rows[1]).all()
+    assert_close(sites.featurize(rock_salt(), np.float32(2)), rows[0])
 
 
 @pytest.mark.parametrize("weights", list_weights())
