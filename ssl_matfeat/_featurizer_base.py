@@ -62,9 +62,9 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
             If the weights do not exist or are damaged.
         """
         self._check_kind(X)
-        self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         self._check_parameters()
         check_device(self.device)
+        self.pretrained_, self._weights_of_fit = load_weights(self.weights), self.weights
         return self
 
     def feature_labels(self) -> list[str]:
@@ -78,6 +78,11 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         self._check_parameters()
         pretrained = self._pretrained()
         return tuple(len(self._labels(layer, pretrained)) for layer in self._layers())
+
+    def block_names(self) -> tuple[str, ...]:
+        """Return the names of the layers that ``block_sizes()`` counts the columns of: ``element``, ..., ``NE1``."""
+        self._check_parameters()
+        return tuple(layer if isinstance(layer, str) else f"NE{layer}" for layer in self._layers())
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of the columns as scikit-learn wants them; ``input_features`` is ignored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,16 @@ from contextlib import contextmanager
 import torch
 
 _ONE_AT_A_TIME = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # The thread that holds it is not in a forked process, which would wait for it for ever.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ SHELL_WIDTH, WIDE_WIDTH = 0.3, 1.0
 """Decay lengths of the shell weight, in Å."""
 
 _BOND_ORDERS = (3, 4, 6)
+_MAX_MATRICES = 16384
+"""Whose eigenvalues are computed at a time: cuSOLVER refuses more than some 32 000."""
 
 ELEMENT_CHANNELS = PROPERTIES
 BOND_CHANNELS = (
@@ -185,9 +187,7 @@ def cell_channels(batch: CrystalBatch) -> Tensor:
     summed = sum_by_crystal(per_site, batch)
     n_sites, total_mass, spheres, elemental, electrons = summed[:, :5].unbind(1)
     tensors = summed[:, 5:] / n_sites[:, None]
-    eigenvalues = [
-        torch.linalg.eigvalsh(t.unflatten(1, (3, 3)))[:, [0, 2]] for t in tensors.split(9, dim=1)
-    ]
+    eigenvalues = [_eigenvalues(t)[:, [0, 2]] for t in tensors.split(9, dim=1)]
     grams_per_cm3 = 1.66053906660  # from u/Å³
     intensive = (
         torch.stack([grams_per_cm3 * total_mass, spheres, elemental, electrons], 1)
@@ -238,12 +238,18 @@ def _bond_quantities(batch: CrystalBatch) -> Tensor:
 
 def _directions(unit: Tensor, mean: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Return one-sidedness, anisotropy and flatness of the directions, each (n_sites, 1)."""
-    eigenvalues = torch.linalg.eigvalsh(mean(_outer(unit)).unflatten(1, (3, 3)))  # ascending
+    eigenvalues = _eigenvalues(mean(_outer(unit)))
     return [
         mean(unit).norm(dim=1, keepdim=True),
         eigenvalues[:, 2:] - eigenvalues[:, :1],
         eigenvalues[:, :1],
     ]
+
+
+def _eigenvalues(tensors: Tensor) -> Tensor:
+    """Return those of symmetric 3 × 3 tensors in ascending order, (n, 9) → (n, 3)."""
+    parts = [part.unflatten(1, (3, 3)) for part in tensors.split(_MAX_MATRICES)]
+    return torch.cat([torch.linalg.eigvalsh(part) for part in parts])
 
 
 def _outer(unit: Tensor) -> Tensor:

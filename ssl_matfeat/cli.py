@@ -130,13 +130,9 @@ def featurize(
             warnings.filterwarnings("ignore", ".*have NaN for features", UserWarning)
             features = featurizer.fit_transform(list(structures.values()))
         features.insert(0, "file", [str(file) for file in structures])
-        errors |= {
-            list(structures)[row]: text.replace(f"X[{row}] ", "")
-            for row, text in featurizer.errors_.items()
-        }
+        errors |= _by_file(structures, featurizer.errors_)
         features = features[~features["file"].isin([str(file) for file in errors])]
-    for file, text in errors.items():
-        typer.echo(f"{file}: {text}", err=True)
+    _report(errors)
     if len(errors) == len(files):
         older = f"; {output} is an older file, left as it was" if output.exists() else ""
         typer.echo(f"0 of {len(files)} structures can be used: nothing written{older}", err=True)
@@ -155,7 +151,8 @@ def pretrain(
     corpus: Annotated[
         Path,
         typer.Argument(
-            help="A .parquet file with columns numbers, lattice and frac_coords.", exists=True
+            help="A folder of CIF or POSCAR files, or a .parquet file with columns numbers, lattice and frac_coords.",
+            exists=True,
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The .safetensors file to write.", dir_okay=False)],
@@ -216,15 +213,23 @@ def pretrain(
         n_devices=n_devices,
         verbose=True,
     )
+    files = _structure_files([corpus])[0] if corpus.is_dir() else []
+    structures, errors = _read(files)
+    if files and not structures:
+        _report(errors)
+        raise typer.BadParameter(f"no file in {corpus} can be read", param_hint="CORPUS")
     try:
-        pretrainer.fit(corpus, checkpoint=checkpoint)
+        pretrainer.fit(list(structures.values()) if files else corpus, checkpoint=checkpoint)
     except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     pretrainer.save(output)
     checkpoint.unlink()
     plot_losses(pretrainer.history_).savefig(output.with_suffix(".png"))
-    for text in pretrainer.errors_.values():
-        typer.echo(text, err=True)
+    if files:
+        _report(errors | _by_file(structures, pretrainer.errors_))
+    else:
+        for text in pretrainer.errors_.values():
+            typer.echo(text, err=True)
     typer.echo(f"{output}: {pretrainer.metrics_}")
 
 
@@ -257,14 +262,32 @@ def _structure_files(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:
+    """Return the structures, and why the other files cannot be read; warnings are summed up in one line."""
     from pymatgen.core import Structure
     from tqdm import tqdm
 
-    structures, errors = {}, {}
+    structures, errors, doubts = {}, {}, {}
     for file in tqdm(files, desc="reading", unit="file", leave=False):
-        # pymatgen's parsers raise whatever a malformed file makes them trip over.
-        try:
-            structures[file] = Structure.from_file(file)
-        except Exception as error:
-            errors[file] = f"cannot be read: {type(error).__name__}: {error}"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            # pymatgen's parsers raise whatever a malformed file makes them trip over.
+            try:
+                structures[file] = Structure.from_file(file)
+            except Exception as error:
+                errors[file] = f"cannot be read: {type(error).__name__}: {error}"
+        if caught:
+            doubts[file] = str(caught[0].message)
+    for file, text in list(doubts.items())[:1]:
+        typer.echo(f"files with warnings: {len(doubts)}, such as {file}: {text}", err=True)
     return structures, errors
+
+
+def _by_file(structures: dict[Path, Structure], errors: dict[int, str]) -> dict[Path, str]:
+    """Return messages about items of X as messages about the files that they were read from."""
+    files = list(structures)
+    return {files[row]: text.replace(f"X[{row}] ", "") for row, text in errors.items()}
+
+
+def _report(errors: dict[Path, str]) -> None:
+    for file, text in errors.items():
+        typer.echo(f"{file}: {text}", err=True)

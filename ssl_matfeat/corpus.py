@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import ArrowInvalid
 
 from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import (
@@ -32,7 +33,13 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
 
     In between stands which graphs are for validation, or None if the file does not say.
     """
-    names = pq.ParquetDataset(path).schema.names
+    try:
+        names = pq.ParquetDataset(path).schema.names
+    except ArrowInvalid as error:
+        raise ValueError(
+            f"{path} is no parquet file with columns {', '.join(ARRAY_COLUMNS)}; the guide to pretraining shows how to "
+            f"write one from structures ({error})"
+        ) from error
     columns = [name for name in (*ARRAY_COLUMNS, "split") if name in names]
     frame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)  # rows from 0
     missing = [name for name in ARRAY_COLUMNS if name not in frame]

@@ -39,13 +39,15 @@ def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If a parameter is off, or there are fewer devices.
     ImportError
         If Lightning Fabric is needed and not installed.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if not isinstance(device, str):
+        raise TypeError(f"device must be a string such as 'cpu' or 'cuda:0', got {device!r}")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', ..., got {device!r}")
@@ -60,6 +62,7 @@ def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
         return None
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     except ImportError as error:
         raise ImportError(
             f"{device=}, {precision=} and {n_devices=} need Lightning Fabric; "
@@ -70,6 +73,8 @@ def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
         devices=[int(index)] if kind == "cuda" and index else n_devices,
         strategy="ddp_spawn" if n_devices > 1 else "auto",
         precision=cast(Precision, precision),
+        # Processes are started here, also within a job of a cluster whose scheduler could start some.
+        plugins=[LightningEnvironment()],
     )
 
 

@@ -112,7 +112,7 @@ def block_importance(
     Parameters
     ----------
     model : estimator
-        Fitted on columns.
+        Fitted on columns; of a pipeline that begins with a featurizer, ``pipeline[1:]``.
     X : array or DataFrame of shape (n_samples, n_features)
         Samples that the model has not seen.
     y : array-like of shape (n_samples,)
@@ -134,7 +134,7 @@ def block_importance(
     Raises
     ------
     ValueError
-        If there is not one block for each column.
+        If ``X`` holds no columns, or there is not one block for each.
 
     Examples
     --------
@@ -147,6 +147,11 @@ def block_importance(
     >>> bool(importance["mean"]["telling"] > 1), round(float(importance["mean"]["noise"]), 6)
     (True, 0.0)
     """
+    if not hasattr(X, "shape") or len(X.shape) != 2:
+        raise ValueError(
+            "X must hold the columns that the model reads, as an array or a data frame; of a fitted pipeline that "
+            "begins with a featurizer, pass pipeline[1:] as model and pipeline[0].transform(structures) as X"
+        )
     block_of_column = np.asarray(block_of_column)
     if block_of_column.shape != (X.shape[1],):
         raise ValueError(

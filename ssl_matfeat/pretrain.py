@@ -178,7 +178,7 @@ class SSLPretrainer(VersionedEstimator):
         ours = ("max_epochs", "lr", "weight_decay", "ema_decay", "random_state", "verbose")
         options = TrainingOptions(**{name: parameters[name] for name in ours})
         fabric = make_fabric(*(parameters[name] for name in ("device", "precision", "n_devices")))
-        graphs, validating, self.errors_ = self._read(X)
+        graphs, validating, errors = self._read(X)
         small = graphs.n_sites <= self.max_sites
         roles = small * (1 + validating)  # 0: left out, 1: training, 2: validation
         training, held_out = np.flatnonzero(roles == 1), np.flatnonzero(roles == 2)
@@ -216,10 +216,11 @@ class SSLPretrainer(VersionedEstimator):
             options=options,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             objective=f"tasks={weights}, structures={graphs.digest()}, batch_size={self.batch_size}, "
-            f"rows={hashlib.sha256(roles.data).hexdigest()[:12]}, precision={self.precision}",
+            f"rows={hashlib.sha256(roles.data).hexdigest()[:12]}, precision={self.precision}, "
+            f"ssl_matfeat={ssl_matfeat.__version__}",
         )
-        self.history_ = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
-        self.metrics_ = evaluate(
+        history = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
+        metrics = evaluate(
             pretext,
             pretext.metrics,
             _shuffled(graphs, held_out, self.batch_size, "cpu"),
@@ -246,9 +247,11 @@ class SSLPretrainer(VersionedEstimator):
                 "ssl_matfeat": ssl_matfeat.__version__,
                 **{name: version(name) for name in ("torch", "pymatgen", "matminer", "numpy")},
             },
-            "metrics": self.metrics_,
-            "history": self.history_,
+            "metrics": metrics,
+            "history": history,
         }
+        # All at once: a fit that fails or is interrupted leaves this as it was.
+        self.errors_, self.history_, self.metrics_ = errors, history, metrics
         self.weights_ = Pretrained(pretext.encoder.requires_grad_(False).eval(), card, sha256="")
         return self
 
@@ -266,7 +269,7 @@ class SSLPretrainer(VersionedEstimator):
     def _check_numbers(self) -> None:
         for name in ("n_channels", "max_epochs", "batch_size", "max_sites", "n_devices"):
             check_scalar(getattr(self, name), name, Integral, min_val=1)
-        check_scalar(self.random_state, "random_state", Integral, min_val=0)
+        check_scalar(self.random_state, "random_state", Integral, min_val=0, max_val=2**63 - 1)
         check_scalar(self.lr, "lr", Real, min_val=0, include_boundaries="neither")
         check_scalar(self.weight_decay, "weight_decay", Real, min_val=0)
         fraction = partial(check_scalar, target_type=Real, min_val=0, max_val=1)

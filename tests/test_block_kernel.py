@@ -156,6 +156,7 @@ def test_bad_parameters(telling_and_noise, options, message):
 def test_sizes_come_from_the_featurizer():
     featurizer = SSLStructureFeaturizer(layers=("element", "cell", 1))
     assert featurizer.block_sizes() == (88, 19, 64)
+    assert featurizer.block_names() == ("element", "cell", "NE1")
     assert sum(SSLStructureFeaturizer().block_sizes()) == len(
         SSLStructureFeaturizer().feature_labels()
     )

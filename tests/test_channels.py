@@ -21,6 +21,7 @@ from conftest import (
 from pymatgen.core import Element, Lattice, Structure
 from scipy.special import sph_harm_y
 
+from ssl_matfeat import channels
 from ssl_matfeat.channels import (
     CELL_CHANNELS,
     ELEMENT_CHANNELS,
@@ -204,6 +205,16 @@ def test_cell_channels_of_a_batch_are_those_of_each_crystal():
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
+def test_eigenvalues_in_pieces_are_the_same(monkeypatch):
+    batch = batch_of(*CRYSTALS.values())
+    whole = shell_channels(batch), cell_channels(batch)
+    monkeypatch.setattr(channels, "_MAX_MATRICES", 3)
+    for piecewise, expected in zip(
+        (shell_channels(batch), cell_channels(batch)), whole, strict=True
+    ):
+        torch.testing.assert_close(piecewise, expected, rtol=0, atol=1e-12)
+
+
 def test_scaled_crystal_changes_lengths_and_not_shapes():
     small, large = shell(rock_salt(5.4), 6), shell(rock_salt(5.8), 6)
     for name in ("bond length", "relative bond length", "nearest distance"):
@@ -227,15 +238,15 @@ def test_disorder_shows():
 
 def test_channels_of_real_crystals_are_finite_and_alive(real_crystals):
     batch = batch_of(*real_crystals)
-    for channels, names in [
+    for values, names in [
         (element_channels(batch), ELEMENT_CHANNELS),
         (shell_channels(batch), SHELL_CHANNELS),
         (cell_channels(batch), CELL_CHANNELS),
     ]:
-        assert channels.shape[1] == len(names) == len(set(names))
-        assert channels.isfinite().all()
+        assert values.shape[1] == len(names) == len(set(names))
+        assert values.isfinite().all()
         if names != ELEMENT_CHANNELS:  # some of which are zero for most elements
-            assert (channels.std(0) > 0).all()
+            assert (values.std(0) > 0).all()
 
 
 def random_directions(n=50):

@@ -182,6 +182,47 @@ def test_pretrain_replaces_weights_only_if_told_to(corpus, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {corpus.name, output.name, "own.png"}
 
 
+def test_pretrain_reads_a_folder_and_names_the_files_that_it_leaves_out(small_crystals, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, output = tmp_path / "crystals", tmp_path / "own.safetensors"
+    folder.mkdir()
+    for i, crystal in enumerate(small_crystals[0][:20]):
+        crystal.to(folder / f"{i}.cif")
+    ALLOY.to(folder / "alloy.cif")
+    (folder / "broken.cif").write_text("")
+    result = run("pretrain", folder, output, "--task", "strain", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    data = load_weights(output).card["training_data"]
+    assert data["n_training"] + data["n_validation"] == 20
+    assert f"{folder / 'broken.cif'}: cannot be read" in result.output
+    assert f"{folder / 'alloy.cif'}: " in result.output
+    assert "X[" not in result.output
+
+
+def test_pretrain_says_what_it_can_read(corpus, tmp_path):
+    text = tmp_path / "corpus.csv"
+    text.write_text("numbers,lattice\n")
+    result = run("pretrain", text, tmp_path / "own.safetensors")
+    assert result.exit_code == 2
+    assert "no parquet file with columns numbers, lattice, frac_coords" in unwrapped(result.output)
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "a.cif").write_text("")
+    result = run("pretrain", folder, tmp_path / "own.safetensors")
+    assert result.exit_code == 2
+    assert "no file in" in unwrapped(result.output)
+
+
+def test_warnings_of_parsers_become_one_line(folder, tmp_path):
+    rounded = SALT.to(fmt="cif").replace("0.50000000", "0.33330000", 1)  # which pymatgen warns of
+    for name in ("a", "b"):
+        (folder / f"{name}.cif").write_text(rounded)
+    result = run("featurize", folder, "--output", tmp_path / "f.csv")
+    assert result.exit_code == 0, result.output
+    assert "files with warnings: 2, such as" in result.output
+    assert "UserWarning" not in result.output
+
+
 def test_pretrain_passes_its_options_on(corpus, tmp_path):
     output = tmp_path / "own.safetensors"
     options = {"n_channels": 8, "batch_size": 900, "lr": 0.001, "max_sites": 12}

@@ -32,6 +32,18 @@ def test_bfloat16_comes_close_to_single_precision(small_crystals, tasks):
     assert {v.dtype for v in state_of(half).values() if v.is_floating_point()} == {torch.float32}
 
 
+def test_processes_are_our_own_within_a_job_of_a_cluster(monkeypatch):
+    pytest.importorskip("lightning_fabric")
+    for name, value in {
+        "NTASKS": "2", "NTASKS_PER_NODE": "2", "PROCID": "1", "LOCALID": "1", "JOB_ID": "7", "JOB_NAME": "job",
+        "NNODES": "1", "NODEID": "0", "JOB_NODELIST": "node0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    fabric = make_fabric("cpu", "bf16-mixed", 1)
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
+    assert make_fabric("cpu", "32-true", 2)._strategy.num_processes == 2
+
+
 def test_states_in_bfloat16_are_summed_in_single_precision():
     batch = CrystalGraphs.from_structures([fcc() * (7, 7, 7)]).batch([0])
     mean = pool_mean(torch.full((343, 1), 1.0078125, dtype=torch.bfloat16), batch)

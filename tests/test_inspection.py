@@ -48,6 +48,12 @@ def test_frames_and_scorers(fitted):
     assert not np.allclose(found, by_score)
 
 
+def test_structures_in_place_of_columns_are_refused(fitted):
+    model, _, y = fitted
+    with pytest.raises(ValueError, match=r"pass pipeline\[1:\] as model"):
+        block_importance(model, [object()] * len(y), y, BLOCKS)
+
+
 def test_a_block_for_each_column(fitted):
     with pytest.raises(
         ValueError, match=r"shape \(2,\), but X has 4 columns; name the block of each"

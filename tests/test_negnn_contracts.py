@@ -67,6 +67,20 @@ def test_bad_y(change, message, few_crystals):
         quick_network().fit(X, change(y))
 
 
+def test_targets_are_checked_before_the_long_work_on_structures(few_crystals):
+    X, y = [*few_crystals[0][:-1], "no structure"], few_crystals[1]
+    rare = np.where(np.arange(len(y)) == 0, "rare", "common")
+    with pytest.raises(ValueError, match="y contains NaN"):
+        quick_network().fit(X, np.full(len(y), np.nan))
+    with pytest.raises(ValueError, match="only one: 'a'"):
+        NEGNNClassifier(**QUICK_NETWORK).fit(X, ["a"] * len(y))
+    with pytest.raises(ValueError, match="class"):
+        NEGNNClassifier(**QUICK_NETWORK, early_stopping=True).fit(X, rare)
+    for target in (y, [[1.0]] * len(y)):
+        with pytest.raises(TypeError, match=rf"X\[{len(y) - 1}\] is a str"):
+            quick_network(target="crystal" if target is y else "site").fit(X, target)
+
+
 def test_bad_classes(few_crystals):
     X, y = few_crystals
     model = NEGNNClassifier(**QUICK_NETWORK)

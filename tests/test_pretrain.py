@@ -105,6 +105,18 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     assert not same_numbers(state_of(fresh), state_of(through))
 
 
+def test_a_fit_that_fails_changes_nothing(small_crystals):
+    X = [*small_crystals[0][:20], Structure(Lattice.cubic(3), ["Fe", "O"], [[0, 0, 0]] * 2)]
+    pretrainer = SSLPretrainer("strain", max_epochs=1, **SMALL_PRETRAINING).fit(X)
+    fitted = dict(vars(pretrainer))
+    with pytest.raises(ValueError, match="none of 1 structures is usable"):
+        pretrainer.fit(X[-1:])
+    with pytest.raises(ValueError, match="left for training"):
+        pretrainer.fit(X[:1])
+    assert vars(pretrainer) == fitted
+    assert list(pretrainer.errors_) == [20]
+
+
 def test_parquet_without_split_is_like_the_list(small_crystals, tmp_path):
     X = small_crystals[0][:20]
     options = {"max_epochs": 1, "tasks": "predictive", **SMALL_PRETRAINING}

@@ -105,8 +105,16 @@ class NEGNNBase(VersionedEstimator):
     _predicts_sites: bool
 
     @abstractmethod
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
-        """Check ``y`` and put it into the data set, with no weight for rows without a target.
+    def _check_target(
+        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+    ) -> NDArray[Any]:
+        """Return ``y`` as an array, one row a crystal or site, before the inputs are computed, which takes longer."""
+
+    @abstractmethod
+    def _fit_target(
+        self, dataset: Dataset, y: NDArray[Any], continued: bool
+    ) -> tuple[int, dict[str, Any]]:
+        """Put the checked ``y`` into the data set, with no weight for rows without a target.
 
         Return how many outputs the networks need, and what was learned of ``y``, to be set when the fit is done.
         """
@@ -153,7 +161,7 @@ class NEGNNBase(VersionedEstimator):
         weight = _check_sample_weight(
             sample_weight,
             np.empty((len(structures), 1)),
-            dtype=np.float32,
+            dtype=np.float64,
             ensure_non_negative=True,
         )
         if not weight.any():  # scikit-learn before 1.9 lets that pass
@@ -176,11 +184,13 @@ class NEGNNBase(VersionedEstimator):
                 f"fine_tune=True trains the encoder of 'ssl', but node_features={self.node_features!r} has no such "
                 "part; add it ('ssl+…') or set fine_tune=False"
             )
+        target = self._check_target(y, structures, weight)
+        self._split(np.flatnonzero(weight), y, seed=0)  # which a class may be too rare for
         dataset = Dataset.from_structures(
             structures, inputs, self.batch_size, per_site=self._per_site
         )
-        dataset.weight = weight[dataset.crystal_of_row]
-        n_outputs, learned = self._fit_target(dataset, y, continued=bool(kept))
+        dataset.weight = (weight / weight.mean())[dataset.crystal_of_row].astype(np.float32)
+        n_outputs, learned = self._fit_target(dataset, target, continued=bool(kept))
         weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
         dataset.weight /= dataset.weight[dataset.rows(weighted)].mean(dtype=np.float64)
 

@@ -149,24 +149,32 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
         return np.asarray(y)[crystals]
 
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
+    def _check_target(
+        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+    ) -> NDArray[Any]:
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         # A sample of weight 0 is as good as absent, and so is a class of such samples.
-        counted = np.flatnonzero(dataset.weight)
-        classes = np.unique(labels[counted])
+        classes = np.unique(labels[weight > 0]).tolist()
         if len(classes) < 2:
             raise ValueError(
                 f"NEGNNClassifier needs at least 2 classes in y, but there is only one: {classes[0]!r}"
             )
+        return labels
+
+    def _fit_target(
+        self, dataset: Dataset, y: NDArray[Any], continued: bool
+    ) -> tuple[int, dict[str, Any]]:
+        counted = np.flatnonzero(dataset.weight)
+        classes = np.unique(y[counted])
         if continued and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"y has the classes {classes.tolist()}, but the fit that warm_start=True continues had "
                 f"{self.classes_.tolist()}; give the same classes or set warm_start=False"
             )
-        dataset.target = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+        dataset.target = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         among = counted if self.class_weight == "balanced" else None
-        class_weight = compute_sample_weight(self.class_weight, labels, indices=among)
+        class_weight = compute_sample_weight(self.class_weight, y, indices=among)
         if (class_weight < 0).any():
             raise ValueError(f"class_weight must not be negative, got {self.class_weight!r}")
         dataset.weight = (dataset.weight * class_weight).astype(np.float32)

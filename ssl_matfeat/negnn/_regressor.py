@@ -13,10 +13,11 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_matfeat._validation import as_crystal, positions
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision
 from ssl_matfeat.examples import Dataset, flatten_sites
@@ -194,11 +195,12 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         ValueError
             If ``return_std=True`` and there is only one member.
         """
-        outputs, n_sites = self._outputs(X)
-        if return_std and len(outputs) == 1:
+        check_is_fitted(self, "networks_")
+        if return_std and len(self.networks_) == 1:
             raise ValueError(
                 "return_std=True needs several members, but n_ensemble was 1; fit with n_ensemble=5, say"
             )
+        outputs, n_sites = self._outputs(X)
         values = outputs * self.y_scale_ + self.y_mean_  # (n_members, n_rows, n_targets)
         mean = self._in_form(values.mean(axis=0), n_sites)
         if not return_std:
@@ -224,24 +226,35 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     def _per_site(self) -> bool:
         return self.target == "site"
 
-    def _fit_target(self, dataset: Dataset, y: Any, continued: bool) -> tuple[int, dict[str, Any]]:
-        if self._per_site:
-            values = flatten_sites(y, dataset.graphs.n_sites)
-        else:
+    def _check_target(
+        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+    ) -> NDArray[Any]:
+        if not self._per_site:
             if len({np.size(values) for values in y}) > 1:
                 raise ValueError(
                     "y has different numbers of values for different crystals; give each the same targets, or set "
                     "target='site' if these are values of its sites"
                 )
-            values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        shape = values.shape[1:]
-        values = values.reshape(len(values), -1)  # (n_rows, n_targets)
-        known = ~np.isnan(values).any(axis=1)
+            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        names = positions(len(structures))
+        n_sites = [
+            len(as_crystal(s, name).numbers) for s, name in zip(structures, names, strict=True)
+        ]
+        values = flatten_sites(y, n_sites)
+        known = ~np.isnan(values)
         if not known.any():
             raise ValueError(f"all {len(values)} values of y are NaN; at least one must be known")
-        weight = np.where(known, dataset.weight, 0)
-        if not weight.any():
+        if not np.repeat(weight, n_sites)[known].any():
             raise ValueError("sample_weight is 0 wherever y is known; one of these must count")
+        return values
+
+    def _fit_target(
+        self, dataset: Dataset, y: NDArray[Any], continued: bool
+    ) -> tuple[int, dict[str, Any]]:
+        shape = y.shape[1:]
+        values = y.reshape(len(y), -1)  # (n_rows, n_targets)
+        known = ~np.isnan(values).any(axis=1)
+        weight = np.where(known, dataset.weight, 0)
         if not continued:
             mean = np.average(values[known], axis=0, weights=weight[known])
             squares = weight[known, None] * (values[known] - mean) ** 2  # (n_known, n_targets)
