@@ -49,7 +49,9 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
     search on m samples takes some 8 (n_blocks + 4) m² bytes.
 
     Copies of a sample among the training samples tell an inner fold what it should predict, so that the penalty comes
-    out too small: drop duplicates first, or keep one of the crystals that differ in nothing but noise.
+    out too small: drop duplicates first, or keep one of the crystals that differ in nothing but noise. The inner folds
+    are random, and know nothing of groups such as the sites of one crystal. There is one target, and samples have no
+    weights; NaN is refused.
 
     Parameters
     ----------
@@ -205,7 +207,8 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         -------
         ndarray of shape (n_samples, n_training)
             From 0 to 1, the mean over the kernels; 1 for a training sample itself. A prediction rests on the most
-            similar ones, and where none is similar it falls back to ``center_``.
+            similar ones, and where none is similar it falls back to ``center_``. A wide kernel gives most pairs more
+            than 0.9: compare similarities with each other.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False) - self._center
