@@ -165,5 +165,6 @@ def test_warm_start_after_a_constant_target(few_crystals):
 
 def test_weights_of_any_size_that_are_equal_change_nothing(few_crystals, fitted_network):
     X, y = few_crystals
-    model = quick_network().fit(X, y, sample_weight=np.full(len(X), 1e38))
-    np.testing.assert_allclose(model.predict(X), fitted_network.predict(X), rtol=1e-4)
+    for weight in (1e38, 1e-60):
+        model = quick_network().fit(X, y, sample_weight=np.full(len(X), weight))
+        np.testing.assert_allclose(model.predict(X), fitted_network.predict(X), rtol=1e-4)

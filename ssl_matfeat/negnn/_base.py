@@ -106,7 +106,7 @@ class NEGNNBase(VersionedEstimator):
 
     @abstractmethod
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
     ) -> NDArray[Any]:
         """Return ``y`` as an array, one row a crystal or site, before the inputs are computed, which takes longer."""
 
@@ -166,6 +166,7 @@ class NEGNNBase(VersionedEstimator):
         )
         if not weight.any():  # scikit-learn before 1.9 lets that pass
             raise ValueError("sample_weight must have at least one non-zero value")
+        weight = (weight / weight.mean()).astype(np.float32)
         pretrained = load_weights(self.weights)
         inputs = Inputs(self.node_features, pretrained, self.layers)
         # Copies, so that a fit that fails leaves the model as it was.
@@ -189,7 +190,7 @@ class NEGNNBase(VersionedEstimator):
         dataset = Dataset.from_structures(
             structures, inputs, self.batch_size, per_site=self._per_site
         )
-        dataset.weight = (weight / weight.mean())[dataset.crystal_of_row].astype(np.float32)
+        dataset.weight = weight[dataset.crystal_of_row]
         n_outputs, learned = self._fit_target(dataset, target, continued=bool(kept))
         weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
         dataset.weight /= dataset.weight[dataset.rows(weighted)].mean(dtype=np.float64)

@@ -150,7 +150,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         return np.asarray(y)[crystals]
 
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
     ) -> NDArray[Any]:
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)

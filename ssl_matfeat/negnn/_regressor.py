@@ -227,7 +227,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         return self.target == "site"
 
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float64]
+        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
     ) -> NDArray[Any]:
         if not self._per_site:
             if len({np.size(values) for values in y}) > 1:
