@@ -283,3 +283,26 @@ def learning_curve(reports: Reports, task: str, name: str) -> NDArray[np.float64
     curve = [fold_maes(report, CHOSEN, labels=n) for n in learning_curves.LABELS]
     finished = [maes for maes in curve if maes is not None]
     return np.array(finished) if len(finished) == len(curve) else None
+
+
+def classes_table(path: Path) -> str:
+    """Return the scores of classifiers, the area under the curve and in brackets the balanced accuracy."""
+    if not path.exists():
+        return ""
+    cells = json.loads(path.read_text())["cells"]
+    heads = list(dict.fromkeys(cell["head"] for cell in cells))
+    scores: dict[tuple[str, str, str], list[list[float]]] = {}
+    for cell in cells:
+        key = cell["task"], cell["features"], cell["head"]
+        scores.setdefault(key, []).append([cell["auc"], cell["balanced_accuracy"]])
+    rows = []
+    for task, features in dict.fromkeys((c["task"], c["features"]) for c in cells):
+        found = [np.array(scores.get((task, features, head), [])) for head in heads]
+        shown = [
+            f"{s[:, 0].mean():.3f} ± {s[:, 0].std():.3f} ({s[:, 1].mean():.3f})"
+            if len(s) == len(FOLDS)
+            else ""
+            for s in found
+        ]
+        rows.append([task, features, *shown])
+    return csv_table(["task", "features", *heads], rows)

@@ -28,6 +28,7 @@ from _runner import FOLDS, RESULTS
 from feature_tables import (
     CHOSEN,
     Reports,
+    classes_table,
     coverage_table,
     differences_table,
     learning_curve,
@@ -165,6 +166,7 @@ def render(page: str, results: Path) -> str:
         "negnn inputs": partial(ablation_table, networks),
         "negnn calibration": partial(calibration_table, networks),
         "negnn moments": partial(moments_table, results / "mp_magmom.json"),
+        "classes": partial(classes_table, results / "classes.json"),
         "learning curves": partial(learning_table, reports),
         "continuity": partial(continuity_table, results / "continuity.json"),
         "speed": partial(speed_table, results / "speed.json"),

@@ -100,6 +100,19 @@ def test_rendered_pages_have_the_numbers_of_the_json(results, tmp_path):
     assert f'"raw", "{np.mean(maes):.4f} ± {np.std(maes):.4f}"' in pages[1].read_text()
 
 
+def test_classes_of_crystals_are_told_better_than_by_chance(tmp_path):
+    result = tmp_path / "classes.json"
+    options = ["--task", "stiff", "--features", "raw", "--head", "ET", "--folds", "0", "--result"]
+    ran = run("accuracy/classes.py", *options, result)
+    assert ran.returncode == 0, ran.stderr
+    text = result.read_text()
+    run("accuracy/classes.py", *options, result)
+    assert result.read_text() == text  # finished cells are skipped
+    (cell,) = json.loads(text)["cells"]
+    assert cell["auc"] > 0.9
+    assert 0.8 < cell["balanced_accuracy"] < cell["auc"]
+
+
 def test_committed_pages_are_what_the_committed_json_renders():
     import render
 
