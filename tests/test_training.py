@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SMALL_PRETRAINING, rock_salt, write_parquet
 
+import ssl_matfeat
 from ssl_matfeat import SSLPretrainer
 from ssl_matfeat.training import TrainingOptions, _schedule, train
 
@@ -86,6 +87,14 @@ def test_checkpoint_of_another_precision_is_refused(small_crystals, tmp_path):
     pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
     pretrainer.precision = "bf16-mixed"
     with pytest.raises(ValueError, match=r"precision=32-true, now .* precision=bf16-mixed"):
+        pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
+
+
+def test_checkpoint_of_another_version_is_refused(small_crystals, tmp_path, monkeypatch):
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
+    monkeypatch.setattr(ssl_matfeat, "__version__", "9.9.9")
+    with pytest.raises(ValueError, match=r"ssl_matfeat=9\.9\.9"):
         pretrainer.fit(small_crystals[0][:20], checkpoint=tmp_path / "checkpoint")
 
 
