@@ -215,7 +215,8 @@ class SSLPretrainer(VersionedEstimator):
             batch_size=self.batch_size,
             options=options,
             checkpoint=None if checkpoint is None else Path(checkpoint),
-            objective=f"ssl_matfeat={ssl_matfeat.__version__}, tasks={weights}, structures={graphs.digest()}, batch_size={self.batch_size}, "
+            objective=f"ssl_matfeat={ssl_matfeat.__version__}, tasks={weights}, structures={graphs.digest()}, "
+            f"batch_size={self.batch_size}, "
             f"rows={hashlib.sha256(roles.data).hexdigest()[:12]}, precision={self.precision}",
         )
         history = learn(None, pretext) if fabric is None else launch(fabric, learn, pretext)
