@@ -207,8 +207,8 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         -------
         ndarray of shape (n_samples, n_training)
             From 0 to 1, the mean over the kernels; 1 for a training sample itself. A prediction rests on the most
-            similar ones, and where none is similar it falls back to ``center_``. A wide kernel gives most pairs more
-            than 0.9: compare similarities with each other.
+            similar ones, and where none is similar it falls back to ``center_``. A wide kernel gives most pairs values
+            near 1: compare similarities with each other.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False) - self._center

@@ -30,7 +30,7 @@ SHELL_WIDTH, WIDE_WIDTH = 0.3, 1.0
 
 _BOND_ORDERS = (3, 4, 6)
 _MAX_MATRICES = 16384
-"""Whose eigenvalues are computed at a time: cuSOLVER refuses more than some 32 000."""
+"""Whose eigenvalues are computed at a time: cuSOLVER is reported to refuse more than some 32 000."""
 
 ELEMENT_CHANNELS = PROPERTIES
 BOND_CHANNELS = (

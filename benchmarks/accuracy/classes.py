@@ -19,10 +19,18 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from _features import FEATURES_VERSION, MAGPIE, NETWORKS_VERSION, compute_features, is_outdated
-from _runner import DataOption, FeaturesOption, FoldsOption, HeadOption, versions, write_report
+from _features import MAGPIE, Features, compute_features, is_outdated
+from _runner import (
+    FOLDS,
+    DataOption,
+    FeaturesOption,
+    FoldsOption,
+    HeadOption,
+    versions,
+    write_report,
+)
 from _tasks import DATA_HOME, Split, hash_inputs
-from mp_magmom import MAGNETIC, MAX_SITES
+from mp_magmom import MAGNETIC, MAX_SITES, load_part
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 from sklearn.base import BaseEstimator
@@ -38,16 +46,12 @@ from tqdm import tqdm
 from ssl_matfeat import __version__
 from ssl_matfeat.block_kernel import BlockKernelRidge
 from ssl_matfeat.datasets import load_dataset, load_elastic
-from ssl_matfeat.negnn import NEGNNClassifier
 
 RESULT = Path(__file__).parents[1] / "results" / "classes.json"
 STABLE = 0.03
 """eV/atom above the hull, up to which a crystal counts as stable."""
 N_CRYSTALS = 2500
 """Of either part of mp_magmom."""
-STRUCTURES = "structures"
-"""In place of features, for heads that take crystals as they are."""
-FOLDS = ["0", "1", "2", "3", "4"]
 ROWS = [MAGPIE, "raw", "default"]
 Labels = NDArray[np.bool_]
 
@@ -97,12 +101,8 @@ def load_magnetic(data: str) -> Data:
 
     Fold k learns from four fifths of the training part and is scored on the fifth k of the test part.
     """
-    frame = pd.read_parquet(Path(data) / "mp_magmom.parquet")
-    frame = frame[frame["magmom"].map(len) <= MAX_SITES]
-    parts = [
-        frame[frame["split"] == s].sample(N_CRYSTALS, random_state=0) for s in ("train", "test")
-    ]
-    loaded = load_dataset(pd.concat(parts, ignore_index=True))
+    parts = [load_part(data, split, N_CRYSTALS, seed=0) for split in ("train", "test")]
+    loaded = pd.concat(parts, ignore_index=True)
     y = np.array([np.abs(moments).max() >= MAGNETIC for moments in loaded["magmom"]])
     train, test = (_stratified(part) for part in np.split(y, [N_CRYSTALS]))
     splits = {fold: (train[k][0], N_CRYSTALS + test[k][1]) for k, fold in enumerate(FOLDS)}
@@ -149,7 +149,6 @@ HEADS: dict[str, Callable[[tuple[int, ...]], BaseEstimator]] = {
     ),
 }
 """Name → unfitted model, of the sizes of the feature set's blocks."""
-NETWORK = "NEGNN"
 TASK_NAMES, HEAD_NAMES = ["stable", "magnetic"], list(HEADS)
 
 
@@ -161,38 +160,28 @@ def main(
     data: DataOption = DATA_HOME,
     result: Annotated[Path, typer.Option(help="The JSON file.")] = RESULT,
 ) -> None:
-    """Score the cells that are missing; ``--features structures --head NEGNN`` is the graph network."""
+    """Score the cells that are missing."""
     done = _read(result)
     for name in task:
         loaded = TASKS[name](data)
         for row in features:
             wanted = [(name, row, h, fold) for h in head for fold in folds]
-            missing = [key for key in wanted if key not in done or _is_outdated(done[key])]
+            missing = [key for key in wanted if key not in done or is_outdated(done[key].version)]
             if not missing:
                 continue
-            X, sizes = _inputs(loaded, row)
+            found = compute_features(row, loaded.X, hash_inputs(loaded.X))
             for key in tqdm(missing, desc=f"{name}, {row}", unit="cell"):
-                _, _, h, fold = key
-                model = NEGNNClassifier(random_state=0) if h == NETWORK else HEADS[h](sizes)
-                done[key] = _score(key, model, X, loaded.y, loaded.splits[fold])
+                done[key] = _score(key, found, loaded)
                 _write(result, list(done.values()))
 
 
-def _inputs(data: Data, features: str) -> tuple[NDArray[Any], tuple[int, ...]]:
-    if features == STRUCTURES:
-        X = np.empty(len(data.X), dtype=object)
-        X[:] = data.X
-        return X, ()
-    found = compute_features(features, data.X, hash_inputs(data.X))
-    return found.values, found.block_sizes
-
-
-def _score(
-    key: tuple[str, str, str, str], model: Any, X: NDArray[Any], y: Labels, split: Split
-) -> Cell:
+def _score(key: tuple[str, str, str, str], features: Features, data: Data) -> Cell:
     start = time.perf_counter()
-    train, test = split
-    target = y.astype(np.float64) if key[2] == "MKR" else y
+    _, _, head, fold = key
+    X, y = features.values, data.y
+    train, test = data.splits[fold]
+    model: Any = HEADS[head](features.block_sizes)
+    target = y.astype(np.float64) if head == "MKR" else y
     model.fit(X[train], target[train])
     if hasattr(model, "decision_function"):
         score, threshold = model.decision_function(X[test]), 0.0
@@ -208,11 +197,6 @@ def _score(
         seconds=round(time.perf_counter() - start, 1),
         version=__version__,
     )
-
-
-def _is_outdated(cell: Cell) -> bool:
-    change = NETWORKS_VERSION if cell.head == NETWORK else FEATURES_VERSION
-    return is_outdated(cell.version, change)
 
 
 def _read(path: Path) -> dict[tuple[str, str, str, str], Cell]:

@@ -109,6 +109,13 @@ MODELS: dict[str, Callable[..., NDArray[np.float64]]] = {
 ROWS = list(MODELS)
 
 
+def load_part(data: str, split: str, n: int, seed: int) -> pd.DataFrame:
+    """Return random crystals of the training or test part, of at most `MAX_SITES` sites."""
+    frame = pd.read_parquet(Path(data) / "mp_magmom.parquet")
+    frame = frame[(frame["split"] == split) & (frame["magmom"].map(len) <= MAX_SITES)]
+    return load_dataset(frame.sample(n, random_state=seed))
+
+
 def main(
     model: Annotated[list[str], typer.Option("--model")] = ROWS,
     n_train: Annotated[int, typer.Option(help="Random crystals of the training part.")] = 1000,
@@ -122,11 +129,9 @@ def main(
     if result.exists():
         cells = [Cell(**cell) for cell in json.loads(result.read_text())["cells"]]
         done = {cell.key: cell for cell in cells}
-    frame = pd.read_parquet(Path(data) / "mp_magmom.parquet")
-    frame = frame[frame["magmom"].map(len) <= MAX_SITES]
     parts = []
     for split, n in (("train", n_train), ("test", n_test)):
-        part = load_dataset(frame[frame["split"] == split].sample(n, random_state=seed))
+        part = load_part(data, split, n, seed)
         parts += [part["structure"].tolist(), [np.abs(m) for m in part["magmom"]]]
     X, y, X_test, y_test = parts
     actual = np.concatenate(y_test)
