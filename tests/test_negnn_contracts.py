@@ -168,3 +168,10 @@ def test_weights_of_any_size_that_are_equal_change_nothing(few_crystals, fitted_
     for weight in (1e38, 1e-60):
         model = quick_network().fit(X, y, sample_weight=np.full(len(X), weight))
         np.testing.assert_allclose(model.predict(X), fitted_network.predict(X), rtol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_a_target_whose_square_overflows_or_vanishes(few_crystals, fitted_network, unit):
+    X, y = few_crystals
+    predicted = quick_network().fit(X, unit * y).predict(X)
+    np.testing.assert_allclose(predicted / unit, fitted_network.predict(X), rtol=1e-4)

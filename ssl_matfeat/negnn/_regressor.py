@@ -256,10 +256,13 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         known = ~np.isnan(values).any(axis=1)
         weight = np.where(known, dataset.weight, 0)
         if not continued:
-            mean = np.average(values[known], axis=0, weights=weight[known])
-            squares = weight[known, None] * (values[known] - mean) ** 2  # (n_known, n_targets)
+            largest = np.abs(values[known]).max(axis=0)
+            unit = np.where(largest > 0, largest, 1.0)  # squares of y itself may overflow or vanish
+            relative = values[known] / unit  # (n_known, n_targets)
+            mean = np.average(relative, axis=0, weights=weight[known])
+            squares = weight[known, None] * (relative - mean) ** 2
             std = np.sqrt(squares.sum(axis=0) / weight[known].sum(dtype=np.float64))
-            scale = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+            mean, scale = unit * mean, np.where(std > 1e-12 * np.abs(mean), unit * std, 1.0)
             _warn_of_outliers(values[known], squares, dataset.crystal_of_row[known])
         elif shape == self.y_shape_:
             mean, scale = self.y_mean_, self.y_scale_
