@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ssl_matfeat._validation import StructureError, as_crystal
+from ssl_matfeat._validation import Crystal, StructureError, as_crystal
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs, find_edges
 
 if hasattr(os, "register_at_fork"):
@@ -40,7 +40,11 @@ def check_device(device: str, dtype: torch.dtype = torch.float64) -> None:
 
 
 def build_graphs(
-    structures: Sequence[Any], names: Sequence[str], raise_errors: bool = True
+    structures: Sequence[Any],
+    names: Sequence[str],
+    raise_errors: bool = True,
+    read: Callable[[Any, str], Crystal] = as_crystal,
+    dtype: type = np.float64,
 ) -> tuple[CrystalGraphs | None, NDArray[np.int64], dict[int, str]]:
     """Build the graphs of the good structures.
 
@@ -52,6 +56,10 @@ def build_graphs(
         What messages call them.
     raise_errors : bool
         Raise the first error, instead of collecting them.
+    read : callable
+        Makes an item, by its name, a crystal.
+    dtype : type
+        Of the edge vectors.
 
     Returns
     -------
@@ -65,7 +73,7 @@ def build_graphs(
     crystals, edges, good, errors = [], [], [], {}
     for position, (structure, name) in enumerate(zip(structures, names, strict=True)):
         try:
-            crystal = as_crystal(structure, name)
+            crystal = read(structure, name)
             edges.append(find_edges(crystal, name=name))
         except (StructureError, TypeError) as error:
             if raise_errors:
@@ -74,7 +82,7 @@ def build_graphs(
         else:
             crystals.append(crystal)
             good.append(position)
-    graphs = CrystalGraphs.from_edges(crystals, edges) if crystals else None
+    graphs = CrystalGraphs.from_edges(crystals, edges, dtype) if crystals else None
     return graphs, np.array(good, dtype=np.int64), errors
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral
@@ -17,8 +16,9 @@ from sklearn.utils import Tags, TransformerTags
 
 from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
-from ssl_matfeat._validation import as_structure_list, positions
+from ssl_matfeat._validation import as_structure_list, item_names
 from ssl_matfeat._versioned import VersionedEstimator
+from ssl_matfeat._warnings import warn
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
@@ -135,7 +135,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         check_device(self.device)
         rows, elements, errors = compute_rows(
             structures,
-            positions(len(structures)) if names is None else names,
+            item_names(len(structures)) if names is None else names,
             self._function(),
             per_site=not self._takes_cell,
             max_edges=self.batch_size,
@@ -145,13 +145,11 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
             progress=progress,
         )
         if not set(self._layers()) <= set(RAW_BLOCKS):
-            # Past scikit-learn's wrapper of transform, to who called it.
-            self._pretrained().warn_of_unseen(elements, stacklevel=4)
+            self._pretrained().warn_of_unseen(elements)
         if errors:  # trees take NaN for a value and predict from it
-            warnings.warn(
+            warn(
                 f"{len(errors)} of {len(structures)} structures could not be used and have NaN for features; drop "
-                f"them, or find out why, e.g. {next(iter(errors.values()))}",
-                stacklevel=4,
+                f"them, or find out why, e.g. {next(iter(errors.values()))}"
             )
         return rows, errors
 

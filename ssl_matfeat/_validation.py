@@ -22,6 +22,8 @@ MAX_VOLUME_PER_SITE = 1e6
 """A cell with more, in Å³, is taken for a mistake too: memory and time of the neighbour search grow with the volume."""
 MAX_IMAGES = 10**6
 """A cell with more images than this within `_REACH` is refused, since the neighbour search visits them all."""
+_OCCUPANCY_TOLERANCE = 1e-3
+"""How far from 1 the occupancy of an ordered site may be: files round."""
 _REACH = 16.0
 """How far away neighbours are looked for at most, in Å."""
 
@@ -48,7 +50,7 @@ class Crystal(NamedTuple):
         return f"{name} ({_reduced(Composition(counts))})"
 
 
-def positions(n: int, first: int = 0) -> list[str]:
+def item_names(n: int, first: int = 0) -> list[str]:
     """Return what messages call ``n`` items of X."""
     return [f"X[{i}]" for i in range(first, first + n)]
 
@@ -271,13 +273,13 @@ def no_neighbor(label: str, site: int, radius: float) -> StructureError:
 
 def _atomic_number(site: Any) -> int:
     """Return Z of a site, or raise a ValueError that says what else it holds."""
-    try:
-        specie = site.specie
-    except AttributeError:  # of pymatgen, which looks whether the site is ordered
+    species = list(site.species.items())
+    if len(species) != 1 or abs(species[0][1] - 1) > _OCCUPANCY_TOLERANCE:
         raise ValueError(
             f"is disordered ({site.species_string}); order it first, e.g. with "
             "pymatgen's OrderDisorderedStructureTransformation(no_oxi_states=True)"
-        ) from None
+        )
+    specie = species[0][0]
     element = getattr(specie, "element", specie)
     if not isinstance(element, Element):
         raise ValueError(
@@ -304,3 +306,12 @@ def _reduced(composition: Composition) -> str:
     with warnings.catch_warnings():  # pymatgen warns that noble gases have no electronegativity
         warnings.simplefilter("ignore")
         return composition.reduced_formula
+
+
+def refuse_classes(y: Any, name: str, instead: str) -> None:
+    """Raise a ValueError if ``y`` holds strings, which fail with a message about floats, or booleans, which pass."""
+    values = np.asarray(y)
+    if values.size and isinstance(values.flat[0], bool | np.bool_ | str):
+        raise ValueError(
+            f"y holds classes (such as {values.flat[0]!r}), but {name} predicts numbers; take {instead}"
+        )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from sklearn.base import BaseEstimator
 
 import ssl_matfeat
+from ssl_matfeat._warnings import warn
 
 
 class VersionedEstimator(BaseEstimator):
@@ -20,9 +20,8 @@ class VersionedEstimator(BaseEstimator):
         state = dict(state)
         saved = state.pop("_ssl_matfeat_version", "0.3 or earlier")
         if saved.split(".")[:2] != ssl_matfeat.__version__.split(".")[:2]:
-            warnings.warn(
+            warn(
                 f"this {type(self).__name__} was saved by ssl_matfeat {saved}, but {ssl_matfeat.__version__} is "
-                "installed, whose features and networks may differ; fit it again, or install that version",
-                stacklevel=2,
+                "installed, whose features and networks may differ; fit it again, or install that version"
             )
         super().__setstate__(state)

@@ -219,6 +219,8 @@ class MEGNet(nn.Module):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """Return the states after all layers, (n_sites, n_channels)."""
+        if not self.sites:
+            return x
         neighbor, center = batch.edge_index
         weight = batch.weight.to(x.dtype)[:, None]  # (n_edges, 1)
         n_bonds = x.new_zeros(len(x), 1).index_add(0, center, weight)  # (n_sites, 1), at least 1

@@ -28,6 +28,7 @@ from ssl_matfeat._kernel_search import (
     search_weights,
     solve,
 )
+from ssl_matfeat._validation import refuse_classes
 from ssl_matfeat._versioned import VersionedEstimator
 
 _LOSSES = ("huber", "squared")
@@ -152,7 +153,9 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         return self
 
     def _fit(self, X: Any, y: Any) -> None:
-        _refuse_classes(y)
+        refuse_classes(
+            y, "BlockKernelRidge", "a classifier, such as sklearn.svm.SVC on the same columns"
+        )
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = y.astype(np.float64)
         self._check_parameters()
@@ -293,13 +296,3 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
 
 def _typical(deviation: Matrix) -> float:
     return float(np.median(np.abs(deviation)))
-
-
-def _refuse_classes(y: Any) -> None:
-    """Labels would fail with a message about floats, and booleans would pass for numbers."""
-    values = np.asarray(y)
-    if values.size and isinstance(values.flat[0], bool | np.bool_ | str):
-        raise ValueError(
-            f"y holds classes (such as {values.flat[0]!r}), but BlockKernelRidge predicts numbers; take a classifier, "
-            "such as sklearn.svm.SVC on the same columns or NEGNNClassifier"
-        )

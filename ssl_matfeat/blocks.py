@@ -18,7 +18,7 @@ from ssl_matfeat.channels import (
     shell_channels,
 )
 from ssl_matfeat.graph import CrystalBatch
-from ssl_matfeat.pooling import pool, pool_mean
+from ssl_matfeat.pooling import INTENSIVE, pool, pool_mean
 from ssl_matfeat.weights import Pretrained
 from ssl_matfeat.weights._registry import Encoder, copy_encoder
 
@@ -94,7 +94,7 @@ def statistics_of(layer: Layer, pooling: Pooling) -> tuple[str, ...]:
     """
     if pooling != "auto":
         return tuple(pooling)
-    return ("mean", "std", "min", "max") if layer in RAW_BLOCKS else ("mean",)
+    return INTENSIVE if layer in RAW_BLOCKS else ("mean",)
 
 
 def _n_crystal_channels(layer: Layer, pretrained: Pretrained) -> int:
@@ -160,7 +160,11 @@ class CrystalFeatures:
 
     def __call__(self, batch: CrystalBatch) -> Tensor:
         """Return all features, (n_crystals, n_features)."""
-        by_layer = dict(zip(self.sites.layers, self.sites.by_layer(batch), strict=True))
+        return self.of_sites(self.sites.by_layer(batch), batch)
+
+    def of_sites(self, channels: list[Tensor], batch: CrystalBatch) -> Tensor:
+        """Return all features, (n_crystals, n_features), given what ``sites.by_layer`` returned."""
+        by_layer = dict(zip(self.sites.layers, channels, strict=True))
         pooled = {layer: self._pool(layer, x, batch) for layer, x in by_layer.items()}
         if "cell" in self.layers:
             pooled["cell"] = cell_channels(batch)

@@ -179,7 +179,10 @@ def pretrain(
         int, typer.Option(help="Processes, one for each GPU, that share the batches.")
     ] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output, once the training is done.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the output and its plot, once the training is done."
+        ),
     ] = False,
 ) -> None:
     """Train weights on your own structures, without labels.
@@ -187,13 +190,14 @@ def pretrain(
     A checkpoint beside the output is written after every epoch; after an interruption the same command goes on from
     it, and at the end removes it. The losses are plotted beside the output as well.
     """
-    checkpoint = output.with_suffix(".checkpoint")
+    checkpoint, plot = output.with_suffix(".checkpoint"), output.with_suffix(".png")
     if output.suffix != ".safetensors":
         raise typer.BadParameter(f"{output} must end in .safetensors", param_hint="OUTPUT")
     # A checkpoint there means that the training it belongs to was allowed to write the output.
-    if output.exists() and not (overwrite or checkpoint.exists()):
+    existing = [path for path in (output, plot) if path.exists()]
+    if existing and not (overwrite or checkpoint.exists()):
         raise typer.BadParameter(
-            f"{output} exists; give another name, or --overwrite", param_hint="OUTPUT"
+            f"{existing[0]} exists; give another name, or --overwrite", param_hint="OUTPUT"
         )
 
     from ssl_matfeat.inspection import plot_losses
@@ -224,7 +228,7 @@ def pretrain(
         raise typer.BadParameter(str(error)) from error
     pretrainer.save(output)
     checkpoint.unlink()
-    plot_losses(pretrainer.history_).savefig(output.with_suffix(".png"))
+    plot_losses(pretrainer.history_).savefig(plot)
     if files:
         _report(errors | _by_file(structures, pretrainer.errors_))
     else:

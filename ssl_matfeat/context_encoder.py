@@ -25,7 +25,7 @@ from ssl_matfeat.channels import (
     shell_channels,
     shell_weights,
 )
-from ssl_matfeat.elements import PROPERTIES, property_table
+from ssl_matfeat.elements import N_CLASSES, PROPERTIES, standard_properties
 from ssl_matfeat.encoder import GaussianExpansion, envelope
 from ssl_matfeat.environments import Environments
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
@@ -40,9 +40,6 @@ IMPLIED_PROPERTIES = (
     "GSvolume_pa",
 )
 """Properties whose mean over the elements that the context suggests is compared with the atom's own."""
-
-N_CLASSES = 104
-"""Atomic numbers, with 0 unused."""
 
 N_ENVIRONMENTS = 192
 _ENVIRONMENT_SHARES = (1.0, 0.5)
@@ -128,8 +125,7 @@ class ContextEncoder(nn.Module):
             "pretext": self.pretext_names,
             "environment": tuple(f"environment_{i}" for i in range(n_environments)),
         }
-        table = torch.from_numpy(property_table()[1:]).float()
-        scaled = torch.cat([torch.zeros(1, table.shape[1]), (table - table.mean(0)) / table.std(0)])
+        scaled = torch.from_numpy(standard_properties()).float()
         # Stored with the weights: what was trained on one table must not run on a later matminer's.
         self.register_buffer("properties", scaled)  # (104, 22)
         implied = [PROPERTIES.index(name) for name in IMPLIED_PROPERTIES]

@@ -13,16 +13,16 @@ from pyarrow import ArrowInvalid
 from ssl_matfeat._compute import build_graphs
 from ssl_matfeat._validation import (
     ARRAY_COLUMNS,
-    StructureError,
+    Crystal,
     crystal_from_arrays,
-    positions,
+    item_names,
 )
-from ssl_matfeat.graph import CrystalGraphs, find_edges
+from ssl_matfeat.graph import CrystalGraphs
 
 
 def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
     """Return the graphs of the usable structures, and position → message of the others."""
-    graphs, _, errors = build_graphs(structures, positions(len(structures)), raise_errors=False)
+    graphs, _, errors = build_graphs(structures, item_names(len(structures)), raise_errors=False)
     if graphs is None:
         raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
     return graphs, errors
@@ -34,13 +34,13 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
     In between stands which graphs are for validation, or None if the file does not say.
     """
     try:
-        names = pq.ParquetDataset(path).schema.names
+        present = pq.ParquetDataset(path).schema.names
     except ArrowInvalid as error:
         raise ValueError(
             f"{path} is no parquet file with columns {', '.join(ARRAY_COLUMNS)}; the guide to pretraining shows how to "
             f"write one from structures ({error})"
         ) from error
-    columns = [name for name in (*ARRAY_COLUMNS, "split") if name in names]
+    columns = [name for name in (*ARRAY_COLUMNS, "split") if name in present]
     frame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)  # rows from 0
     missing = [name for name in ARRAY_COLUMNS if name not in frame]
     if missing:
@@ -57,18 +57,16 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
                 "rename them, or drop the column for a random part to validate on"
             )
         frame = frame[known]
-    crystals, edges, good, errors = [], [], [], {}
-    rows = zip(frame.index, frame["numbers"], frame["lattice"], frame["frac_coords"], strict=True)
-    for row, numbers, lattice, frac_coords in rows:
-        try:
-            crystal = crystal_from_arrays(numbers, lattice, frac_coords, f"row {row}")
-            edges.append(find_edges(crystal, name=f"row {row}"))
-        except StructureError as error:
-            errors[int(row)] = str(error)
-        else:
-            crystals.append(crystal)
-            good.append(row)
-    if not crystals:
-        raise ValueError(f"{path}: none of {len(frame)} structures is usable")
-    validating = (frame["split"][good] == "validation").to_numpy() if has_split else None
-    return CrystalGraphs.from_edges(crystals, edges, np.float32), validating, errors
+    rows = list(zip(*(frame[name] for name in ARRAY_COLUMNS), strict=True))
+    names = [f"row {row}" for row in frame.index]
+    graphs, good, errors = build_graphs(rows, names, False, _read_row, np.float32)
+    if graphs is None:
+        raise ValueError(
+            f"{path}: none of {len(frame)} structures is usable; the first: {errors[0]}"
+        )
+    validating = (frame["split"].iloc[good] == "validation").to_numpy() if has_split else None
+    return graphs, validating, {int(frame.index[i]): text for i, text in errors.items()}
+
+
+def _read_row(row: tuple[Any, Any, Any], name: str) -> Crystal:
+    return crystal_from_arrays(*row, name)

@@ -41,6 +41,8 @@ PROPERTIES = (
 )
 """The 22 properties of Magpie's preset (Ward et al., npj Comput. Mater. 2, 16028, 2016), by matminer's names."""
 
+N_CLASSES = MAX_ATOMIC_NUMBER + 1
+"""Atomic numbers, with 0 for a hidden atom."""
 N_INDICATORS = 92
 
 
@@ -51,10 +53,20 @@ def property_table() -> NDArray[np.float64]:
     Where Magpie has no value, the mean over the elements stands, as in matminer's own default.
     """
     magpie = MagpieData(impute_nan=True)
-    table = np.full((MAX_ATOMIC_NUMBER + 1, len(PROPERTIES)), np.nan)
-    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+    table = np.full((N_CLASSES, len(PROPERTIES)), np.nan)
+    for z in range(1, N_CLASSES):
         table[z] = [magpie.get_elemental_property(Element.from_Z(z), name) for name in PROPERTIES]
     return table
+
+
+@cache
+def standard_properties() -> NDArray[np.float64]:
+    """Return the properties of `property_table`, scaled to mean 0 and standard deviation 1 over the elements.
+
+    (104, 22); row 0 is zero, the input of a hidden atom.
+    """
+    table = property_table()[1:]
+    return np.pad((table - table.mean(0)) / table.std(0, ddof=1), ((1, 0), (0, 0)))
 
 
 def properties_of(numbers: Tensor, like: Tensor, *names: str) -> tuple[Tensor, ...]:
@@ -76,7 +88,7 @@ def radius_table() -> NDArray[np.float64]:
     where both are (At, Fr, and beyond Am), 1.75 Å as for the earlier actinides.
     """
     radii = [np.nan]
-    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+    for z in range(1, N_CLASSES):
         data = Element.from_Z(z).data
         known = [data.get(key) for key in ("Atomic radius calculated", "Atomic radius")]
         radii.append(next((float(r) for r in known if r not in (None, "no data")), 1.75))
@@ -93,7 +105,7 @@ def indicator_table() -> NDArray[np.float64]:
     """
     text = files("matminer.utils.data_files").joinpath("cgcnn_atom_feature.json").read_text()
     rows = json.loads(text)
-    table = np.zeros((MAX_ATOMIC_NUMBER + 1, N_INDICATORS))
-    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+    table = np.zeros((N_CLASSES, N_INDICATORS))
+    for z in range(1, N_CLASSES):
         table[z] = rows[str(min(z, 100))]
     return table

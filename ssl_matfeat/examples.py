@@ -14,19 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import MAX_ATOMIC_NUMBER, positions
-from ssl_matfeat.blocks import Layer, SiteFeatures, channel_names, resolve_layers
-from ssl_matfeat.channels import cell_channels
-from ssl_matfeat.elements import indicator_table
+from ssl_matfeat._validation import item_names
+from ssl_matfeat.blocks import RAW_BLOCKS, CrystalFeatures, Layer, channel_names, resolve_layers
+from ssl_matfeat.elements import N_CLASSES, indicator_table
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
-from ssl_matfeat.pooling import pool
+from ssl_matfeat.pooling import INTENSIVE, pool
 from ssl_matfeat.training import Batches
 from ssl_matfeat.weights import Pretrained
 
 NODE_FEATURES = ("onehot", "element", "raw", "ssl")
 """What ``node_features`` is a sum of; the columns stand in this order, the learned ones last."""
-CRYSTAL_STATISTICS = ("mean", "std", "min", "max")
-"""Of all but the learned channels, which count with their mean alone, as in the featurizers."""
 
 
 @dataclass
@@ -70,29 +67,25 @@ class Inputs:
         self.parts = _parse(node_features)
         learned = _ssl_layers(layers, pretrained)
         self.layers = learned if "ssl" in self.parts else ()
-        wanted = {"raw": ("element", "shell"), "ssl": self.layers}
-        self._blocks = [
-            (part, SiteFeatures(pretrained, wanted[part], torch.float32))
-            for part in self.parts
-            if part in wanted
-        ]
+        layers = (*(RAW_BLOCKS if "raw" in self.parts else ()), *self.layers)
+        # Pooled as the featurizers pool: four statistics of raw channels, and the mean of learned ones.
+        self._features = CrystalFeatures(pretrained, layers, "auto", torch.float32)
 
     def __call__(self, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
         """Return (n_sites, n_site_inputs) and (n_crystals, n_crystal_inputs), float32."""
-        columns = {part: features(batch) for part, features in self._blocks}
+        indicators = []
         if "onehot" in self.parts:
-            columns["onehot"] = F.one_hot(batch.numbers, MAX_ATOMIC_NUMBER + 1).float()
+            indicators.append(F.one_hot(batch.numbers, N_CLASSES).double())
         if "element" in self.parts:
-            columns["element"] = torch.from_numpy(indicator_table()).float()[batch.numbers]
-        pooled = {
-            part: pool(x, batch, ("mean",) if part == "ssl" else CRYSTAL_STATISTICS)
-            for part, x in columns.items()
-        }
-        if "raw" in self.parts:
-            pooled["raw"] = torch.cat([pooled["raw"], cell_channels(batch).float()], dim=1)
+            indicators.append(torch.from_numpy(indicator_table()).double()[batch.numbers])
+        sites, crystals = list(indicators), [pool(x, batch, INTENSIVE) for x in indicators]
+        if self._features.layers:
+            channels = self._features.sites.by_layer(batch)
+            sites += channels
+            crystals.append(self._features.of_sites(channels, batch))
         return (
-            torch.cat([columns[part] for part in self.parts], dim=1),
-            torch.cat([pooled[part] for part in self.parts], dim=1),
+            torch.cat([x.float() for x in sites], dim=1),
+            torch.cat([x.float() for x in crystals], dim=1),
         )
 
     @property
@@ -135,10 +128,10 @@ class Dataset:
         StructureError, TypeError
             For the first bad structure.
         """
-        graphs, _, _ = build_graphs(structures, positions(len(structures), first))
+        graphs, _, _ = build_graphs(structures, item_names(len(structures), first))
         assert graphs is not None  # a bad structure has raised
         if inputs.layers:
-            inputs.pretrained.warn_of_unseen(graphs.numbers, stacklevel=3)
+            inputs.pretrained.warn_of_unseen(graphs.numbers)
         with torch.no_grad():
             pieces = [inputs(graphs.batch(crystals)) for crystals in graphs.batches(max_edges)]
         sites, crystals = (torch.cat(list(x)).numpy() for x in zip(*pieces, strict=True))

@@ -173,10 +173,10 @@ class SSLStructureFeaturizer(SSLFeaturizer):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
+        if isinstance(self.pooling, str) and self.pooling == "auto":
+            return
         known = isinstance(self.pooling, tuple | list) and set(self.pooling) <= set(STATISTICS)
-        if self.pooling != "auto" and not (
-            known and 0 < len(self.pooling) == len(set(self.pooling))
-        ):
+        if not (known and 0 < len(self.pooling) == len(set(self.pooling))):
             raise ValueError(
                 f"pooling must be a tuple of different ones of {STATISTICS}, or 'auto', got {self.pooling!r}"
             )
@@ -347,7 +347,7 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     def _check_kind(self, X: Any) -> None:
         # matminer's fit_featurize_dataframe gives the column of the sites too.
         two = isinstance(X, pd.DataFrame) and X.shape[1] == 2
-        pairs = two and pd.api.types.is_integer_dtype(X.iloc[:, 1])
+        pairs = two and pd.api.types.is_numeric_dtype(X.iloc[:, 1])
         super()._check_kind(X.iloc[:, 0] if pairs else X)
 
     def _fill(

@@ -73,6 +73,8 @@ def find_edges(
     StructureError
         If a site has no neighbour within ``2 * cutoff`` or two sites are closer than 0.3 Å.
     """
+    if n_neighbors is not None and n_neighbors < 1:
+        raise ValueError(f"n_neighbors must be at least 1, or None for no limit, got {n_neighbors}")
     positions = np.ascontiguousarray(crystal.frac_coords @ crystal.lattice)
     radius = cutoff if n_neighbors is None else min(cutoff, _first_radius(crystal, n_neighbors))
     while True:
@@ -273,6 +275,8 @@ class CrystalGraphs:
         >>> graphs.n_edges, graphs.data(0).num_nodes
         (array([144]), 8)
         """
+        if not structures:
+            raise ValueError("structures is empty; at least 1 is needed")
         crystals = [as_crystal(s, f"X[{i}]") for i, s in enumerate(structures)]
         edges = [find_edges(c, cutoff, n_neighbors, f"X[{i}]") for i, c in enumerate(crystals)]
         return cls.from_edges(crystals, edges)

@@ -27,7 +27,8 @@ def plot_losses(history: Sequence[dict[str, Any]]) -> Figure:
     Parameters
     ----------
     history : list of dict
-        ``SSLPretrainer.history_``, or ``history`` of a model card.
+        ``SSLPretrainer.history_``, ``history`` of a model card, or ``history_`` of a network in scikit-learn form,
+        whose members are drawn one over the other.
 
     Returns
     -------
@@ -42,14 +43,20 @@ def plot_losses(history: Sequence[dict[str, Any]]) -> Figure:
     >>> figure.axes[0].get_xlabel()
     'epoch'
     """
+    if not history:
+        raise ValueError("history is empty; nothing has been trained")
     from matplotlib.figure import Figure
 
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
     figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
-    epochs = [record["epoch"] for record in history]
+    records = pd.DataFrame(history)
+    members = [records] if "member" not in records else [m for _, m in records.groupby("member")]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for part in ("train", "validation"):
-            axes.plot(epochs, [record[f"{part}_{name}"] for record in history], label=part)
+        for part, color in (("train", "C0"), ("validation", "C1")):
+            for i, member in enumerate(members):
+                if f"{part}_{name}" in member:
+                    label = None if i else part
+                    axes.plot(member["epoch"], member[f"{part}_{name}"], color=color, label=label)
         axes.set(title=name, xlabel="epoch", ylabel="loss")
         axes.legend()
     return figure

@@ -44,7 +44,7 @@ class Standardize(nn.Module):
         # In pieces, so that there is no copy of all in double precision.
         pieces = np.array_split(training, 1 + len(training) // 10_000)
         std = np.sqrt(sum(((rows - mean) ** 2).sum(0) for rows in pieces) / len(training))
-        varies = std > 1e-6 * np.maximum(1, np.maximum(training.max(0), -training.min(0)))
+        varies = std > 1e-5 * np.maximum(1, np.maximum(training.max(0), -training.min(0)))
         scale = np.divide(1, std, out=np.zeros_like(std), where=varies)
         self.register_buffer("mean", torch.from_numpy(mean).float())
         self.register_buffer("scale", torch.from_numpy(scale).float())

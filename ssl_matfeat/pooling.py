@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ssl_matfeat.graph import CrystalBatch
 
-STATISTICS = ("mean", "std", "min", "max", "sum")
-"""All but ``"sum"`` are intensive: they do not change with the cell chosen for a crystal."""
+INTENSIVE = ("mean", "std", "min", "max")
+"""What does not change with the cell chosen for a crystal."""
+STATISTICS = (*INTENSIVE, "sum")
 
 
 def pool(x: Tensor, batch: CrystalBatch, statistics: tuple[str, ...]) -> Tensor:

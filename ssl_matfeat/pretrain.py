@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import ssl_matfeat
 from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat._versioned import VersionedEstimator
+from ssl_matfeat._warnings import warn
 from ssl_matfeat.context_encoder import N_ENVIRONMENTS, ContextEncoder
 from ssl_matfeat.corpus import read_list, read_parquet
 from ssl_matfeat.devices import launch, make_fabric
@@ -189,11 +189,10 @@ class SSLPretrainer(VersionedEstimator):
                 "the column split if there is one; at least one of each is needed, and two sites to train on"
             )
         if len(held_out) < FEWEST_TO_VALIDATE:
-            warnings.warn(
+            warn(
                 f"only {len(held_out)} of {small.sum()} crystals (max_sites={self.max_sites}) are for validation, so "
                 f"its losses and metrics_ say little; for {FEWEST_TO_VALIDATE} or more, raise validation_fraction="
-                f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one",
-                stacklevel=2,
+                f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one"
             )
         n_edges = int(np.minimum(graphs.n_edges[training], self.batch_size).sum())
         if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
@@ -206,7 +205,7 @@ class SSLPretrainer(VersionedEstimator):
         if encoder_name == "context":
             config["n_environments"] = N_ENVIRONMENTS
         with seeded(options.random_state):
-            pretext = Pretext(build_encoder(config), weights)
+            pretext = Pretext(build_encoder(config), weights).float()
         learn = partial(
             _train_share,
             graphs=graphs,
@@ -252,7 +251,7 @@ class SSLPretrainer(VersionedEstimator):
         }
         # All at once: a fit that fails or is interrupted leaves this as it was.
         self.errors_, self.history_, self.metrics_ = errors, history, metrics
-        self.weights_ = Pretrained(pretext.encoder.requires_grad_(False).eval(), card, sha256="")
+        self.weights_ = Pretrained(pretext.encoder.requires_grad_(False).eval(), card)
         return self
 
     def save(self, path: str | Path) -> None:

@@ -10,7 +10,6 @@ unlike them, also resists the rotation of a rigid unit. The atoms relax under a 
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from scipy.sparse.linalg import cg
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from ssl_matfeat._warnings import warn
 from ssl_matfeat.elements import properties_of
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pooling import sum_by_crystal
@@ -183,11 +183,10 @@ class _Springs:
         solved, unfinished = zip(*(cg(H, column, **stop) for column in gradient.T), strict=True)
         moved[sites] = torch.from_numpy(np.stack(solved, axis=1)).to(moved).view(n, 3, 6)
         if any(unfinished):
-            warnings.warn(
+            warn(
                 f"the network of springs of a crystal of {n} sites did not come to rest in {_MAX_STEPS} steps; its "
                 "stiffness channels are too large. Are most of its atoms without bonds?",
                 ConvergenceWarning,
-                stacklevel=2,
             )
 
     def _on_atoms(self, tension: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ def untrained(encoder: str, n_channels: int = 16) -> Pretrained:
         graphs = CrystalGraphs.from_structures([*CRYSTALS.values(), rattled_salt()])
         model.learn_environments(graphs, np.arange(len(graphs)), random_state=0)
     card = {"name": None, "config": config, "elements_seen": SYMBOLS}
-    return Pretrained(model.eval().requires_grad_(False), card, sha256="")
+    return Pretrained(model.eval().requires_grad_(False), card)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,12 @@ from pymatgen.core import DummySpecies, Element, Lattice, Molecule, Species, Str
 from pymatgen.transformations.standard_transformations import (
     OrderDisorderedStructureTransformation,
 )
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError
 from ssl_matfeat._validation import crystal_from_arrays
+from ssl_matfeat.graph import CrystalGraphs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have NaN for features:UserWarning")
 SITE_LAYERS = ("element", "shell", 0, 1)
@@ -344,3 +347,29 @@ def test_ways_out_that_the_messages_name_lead_out(featurizer):
     alloy = Structure(Lattice.cubic(3), [{"Fe": 0.5, "Co": 0.5}] * 2, [[0, 0, 0], [0.5] * 3])
     ordered = OrderDisorderedStructureTransformation(no_oxi_states=True).apply_transformation(alloy)
     assert np.isfinite(featurizer.fit_transform([close, tritium, ordered])).all()
+
+
+def test_occupancies_that_a_file_has_rounded(featurizer):
+    exact, rounded = (Structure(Lattice.cubic(2.9), [{"Fe": n}], [[0] * 3]) for n in (1, 0.9999))
+    assert np.array_equal(*featurizer.transform([exact, rounded]))
+
+
+def test_warnings_point_at_the_line_of_the_caller(featurizer):
+    bad = [one("Fe"), one({"Fe": 0.5})]
+    lenient = clone(featurizer).set_params(on_error="nan")
+    for call in (
+        lambda: lenient.transform(bad),
+        lambda: lenient.fit_transform(bad),
+        lambda: make_pipeline(lenient).fit_transform(bad),
+        lambda: lenient.featurize_many(bad, ignore_errors=True, pbar=False),
+    ):
+        with pytest.warns(UserWarning, match="1 of 2 structures") as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
+def test_graphs_of_nothing():
+    with pytest.raises(ValueError, match="structures is empty"):
+        CrystalGraphs.from_structures([])
+    with pytest.raises(ValueError, match="n_neighbors must be at least 1"):
+        CrystalGraphs.from_structures([one("Fe")], n_neighbors=0)

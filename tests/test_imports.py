@@ -10,6 +10,7 @@ import ssl_matfeat
 PACKAGE = Path(ssl_matfeat.__file__).parent
 ORDER = [
     "_random",
+    "_warnings",
     "_versioned",
     "_validation",
     "elements",

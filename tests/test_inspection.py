@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import quick_network
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import Ridge
 
-from ssl_matfeat.inspection import block_importance
+from ssl_matfeat.inspection import block_importance, plot_losses
 
 BLOCKS = ["twins", "twins", "noise", "weak"]
 
@@ -59,3 +60,14 @@ def test_a_block_for_each_column(fitted):
         ValueError, match=r"shape \(2,\), but X has 4 columns; name the block of each"
     ):
         block_importance(*fitted, ["twins", "noise"])
+
+
+def test_losses_are_drawn_of_each_member(few_crystals):
+    network = quick_network(n_ensemble=2, early_stopping=True).fit(*few_crystals)
+    (axes,) = plot_losses(network.history_).axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 2, 2]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "validation"]
+    without = quick_network().fit(*few_crystals)
+    assert len(plot_losses(without.history_).axes[0].lines) == 1
+    with pytest.raises(ValueError, match="nothing has been trained"):
+        plot_losses([])

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import (
     CRYSTALS,
     STRAINS,
@@ -33,13 +34,15 @@ from sklearn.preprocessing import StandardScaler
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat._validation import as_crystal
 from ssl_matfeat.channels import CELL_CHANNELS, ELEMENT_CHANNELS, SHELL_CHANNELS, shell_channels
+from ssl_matfeat.examples import Dataset, Inputs
 from ssl_matfeat.graph import CrystalGraphs, Edges, find_edges
+from ssl_matfeat.network import Standardize
+from ssl_matfeat.pooling import INTENSIVE
 from ssl_matfeat.weights import load_weights
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 WEIGHTS = ("default", "paper-predictive", "cgcnn", "context")
 """Bundled ones, and encoders before training."""
-INTENSIVE = ("mean", "std", "min", "max")
 FLOOR = 1e-3
 """Least scale of a column, for features that are zero by symmetry in most crystals."""
 FLOOR_OF_STRAINS = 0.1
@@ -296,6 +299,35 @@ def test_a_scaler_finds_no_rounding_in_crystals_of_one_prototype():
     # The control: what does break the symmetry is seen.
     distorted = featurizer.transform([shake(written[5], 0, 0.1)])
     assert distorted.loc[0, "max of one-sidedness"] > 0.01
+
+
+def network_inputs(structures):
+    """Return what a network is told of crystals, beside their sites."""
+    inputs = Inputs("ssl+raw", load_weights("default"), None)
+    return Dataset.from_structures(structures, inputs, 2048).crystals
+
+
+def test_a_network_is_told_no_rounding_in_crystals_of_one_prototype():
+    rng = np.random.default_rng(0)
+    salts = [rotated(translated(rock_salt(a), rng), rng) for a in np.linspace(4.5, 6.5, 12)]
+    exact, written = network_inputs(salts), network_inputs([rattled(s, 1e-6, rng) for s in salts])
+    scale = Standardize(written, 0)
+    scaled = [scale(torch.from_numpy(inputs)) for inputs in (exact, written)]
+    assert (scaled[0] - scaled[1]).abs().max() < 0.1
+    assert scaled[0].abs().max() > 1  # the control: cells do differ
+
+
+def test_a_network_is_told_the_same_of_one_formula_in_any_cell():
+    """Were means over the sites rounded by their number, the composition would vary, and be blown up."""
+    sizes = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (3, 3, 3), (5, 1, 1), (1, 1, 7)]
+    lattice = np.linspace(3.8, 4.2, len(sizes))
+    cells = [CRYSTALS["SrTiO3"] * size for size in sizes]
+    for cell, a in zip(cells, lattice, strict=True):
+        cell.scale_lattice(len(cell) / 5 * a**3)
+    scaled = Standardize(network_inputs(cells), 0)(torch.from_numpy(network_inputs(cells)))
+    n_of_element = 4 * len(ELEMENT_CHANNELS)
+    assert scaled[:, :n_of_element].abs().max() == 0
+    assert scaled.abs().max() > 1
 
 
 @pytest.mark.parametrize("crystal", ["SrTiO3", "Cu"])

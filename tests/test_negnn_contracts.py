@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import (
     CRYSTALS,
     QUICK_NETWORK,
+    SMALL_PRETRAINING,
     nearest_distances,
     quick_network,
 )
@@ -16,7 +18,18 @@ from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, StructureError
+from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, SSLPretrainer, StructureError
+from ssl_matfeat.backbones import BACKBONES
+from ssl_matfeat.examples import Dataset
+from ssl_matfeat.weights import load_weights
+
+
+@pytest.fixture
+def double_by_default():
+    """As other packages set it for the whole process."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def test_init_stores_and_clone_keeps(fitted_network):
@@ -175,3 +188,62 @@ def test_a_target_whose_square_overflows_or_vanishes(few_crystals, fitted_networ
     X, y = few_crystals
     predicted = quick_network().fit(X, unit * y).predict(X)
     np.testing.assert_allclose(predicted / unit, fitted_network.predict(X), rtol=1e-4)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_crystals_without_a_class_are_refused(few_crystals, missing):
+    X = few_crystals[0]
+    y = pd.Series(["a", "b"] * (len(X) // 2), dtype=object)
+    y[5] = missing
+    with pytest.raises(ValueError, match=r"y\[5\] has no class, nor have 0 others; leave"):
+        NEGNNClassifier(**QUICK_NETWORK).fit(X, y)
+
+
+def test_classes_are_no_numbers(few_crystals):
+    X, y = few_crystals
+    for classes in (y > 2, np.where(y > 2, "1", "2")):
+        with pytest.raises(ValueError, match="NEGNNRegressor predicts numbers; take NEGNNClassi"):
+            quick_network().fit(X, classes)
+
+
+def test_a_part_to_validate_on_is_asked_of_the_crystals_that_count(few_crystals, monkeypatch):
+    X = few_crystals[0]
+    sites = [np.full(len(s), np.nan) for s in X]
+    sites[0][0] = 1.0
+    monkeypatch.setattr(Dataset, "from_structures", None)  # so it is asked before inputs are made
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.1 of the 1 crystals that count"):
+        quick_network(target="site", early_stopping=True).fit(X, sites)
+
+
+def test_a_warm_start_validates_on_what_it_has_not_learned_from(few_crystals, monkeypatch):
+    seen = []
+    train = NEGNNRegressor._train
+
+    def spy(self, network, dataset, training, validation, seed):
+        seen.append((set(training), set(validation)))
+        return train(self, network, dataset, training, validation, seed)
+
+    monkeypatch.setattr(NEGNNRegressor, "_train", spy)
+    model = quick_network(warm_start=True, early_stopping=True, random_state=None, n_ensemble=2)
+    for _ in range(2):
+        model.fit(*few_crystals)
+    assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_networks_are_single_whatever_torchs_default(few_crystals, backbone, double_by_default):
+    X, y = few_crystals
+    fitted = quick_network(backbone=backbone, fine_tune=True).fit(X, y)
+    assert all(p.dtype == torch.float32 for p in fitted.networks_[0].parameters())
+    predicted = fitted.predict(X)
+    torch.set_default_dtype(torch.float32)
+    expected = quick_network(backbone=backbone, fine_tune=True).fit(X, y).predict(X)
+    assert np.abs(predicted - expected).max() < np.std(y)  # parameters start from other numbers
+
+
+def test_weights_read_in_double_precision_are_single(weight_files, double_by_default):
+    weights = load_weights(weight_files["context"])
+    assert {t.dtype for t in weights.encoder.state_dict().values()} <= {torch.float32, torch.int64}
+    pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
+    assert pretrainer.fit(list(CRYSTALS.values()) * 3).history_

@@ -195,3 +195,17 @@ def test_learned_inputs_are_pooled_by_their_mean_and_weighed_less(few_crystals):
         dataset.crystals[alone, -inputs.n_learned :],
         dataset.sites[dataset.graphs.sites_of(alone), -inputs.n_learned :],
     )
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_without_layers_sites_are_told_nothing_of_one_another(backbone):
+    torch.manual_seed(0)
+    x = torch.randn(5, 16)
+    changed = x.clone()
+    changed[0] = 1.0
+    batch = batch_of(CRYSTALS["SrTiO3"], dtype=torch.float32)
+    for n_layers in (0, 1):
+        network = BACKBONES[backbone](16, n_layers).eval()
+        same = (network(x, batch) == network(changed, batch)).all(dim=1)
+        assert same[1:].all() == (n_layers == 0)
+        assert not same[0]

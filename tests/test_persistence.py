@@ -1,5 +1,6 @@
 """Models and weights that are saved and loaded, some of them in another process."""
 
+import copy
 import json
 import os
 import pickle
@@ -148,7 +149,10 @@ def test_saved_weights_come_back(encoder, tmp_path):
     save_weights(tmp_path / "own.safetensors", own)
     loaded = load_weights(str(tmp_path / "own.safetensors"))
     assert loaded.name is None
-    assert len(loaded.sha256) == 64
+    assert loaded == own
+    assert hash(loaded) == hash(own)
+    assert loaded != untrained(encoder, n_channels=8)
+    assert copy.deepcopy(own) == own
     assert loaded.card["config"] == own.card["config"]
     state, expected = loaded.encoder.state_dict(), own.encoder.state_dict()
     assert state.keys() == expected.keys()

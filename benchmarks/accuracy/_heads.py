@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor, VotingRegressor
 from sklearn.feature_selection import SelectFromModel
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
@@ -152,11 +152,34 @@ def _selected_trees(seed: int) -> Pipeline:
     return make_pipeline(_imputer(), select, _trees(seed))
 
 
+class VotingKernels(VotingRegressor):
+    """The mean of several `BlockKernelRidge`, with the mean of what their inner folds predict.
+
+    Attributes
+    ----------
+    inner_prediction_ : ndarray of shape (n_samples,)
+        For each training row: of each member the prediction of the inner fold that did not see it.
+    """
+
+    @property
+    def inner_prediction_(self) -> Matrix:
+        return np.mean([kernel.inner_prediction_ for kernel in self.estimators_], axis=0)
+
+
 def _block_kernel(
     kernels: tuple[str, ...], loss: str, seed: int, block_sizes: tuple[int, ...]
 ) -> Pipeline:
     head = BlockKernelRidge(block_sizes, kernels=kernels, loss=loss, random_state=seed)
     return make_pipeline(_imputer(), StandardScaler(), head)
+
+
+def _four_kernels(seed: int, block_sizes: tuple[int, ...]) -> Pipeline:
+    # What the search for the weights of blocks finds depends on its inner folds, which are drawn anew for each.
+    members = [
+        (f"random_state={s}", BlockKernelRidge(block_sizes, random_state=s))
+        for s in range(seed, seed + 4)
+    ]
+    return make_pipeline(_imputer(), StandardScaler(), VotingKernels(members))
 
 
 HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
@@ -173,6 +196,7 @@ HEADS: dict[str, Callable[[int, tuple[int, ...]], BaseEstimator]] = {
     "BKR": partial(_block_kernel, ("laplacian", "rbf"), "squared"),
     "MKR": partial(_block_kernel, ("matern",), "squared"),
     "HKR": partial(_block_kernel, ("matern",), "huber"),
+    "4HKR": _four_kernels,
     "ridge": lambda *_: make_pipeline(
         _imputer(), StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15))
     ),

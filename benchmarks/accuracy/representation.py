@@ -34,7 +34,7 @@ ROWS = [
     "magpie+structural",
 ]
 HEADS = [
-    *("ET", "SET", "BKR", "MKR", "HKR"),
+    *("ET", "SET", "BKR", "MKR", "HKR", "4HKR"),
     *("ET+BKR", "SET+BKR", "ET+MKR", "SET+MKR", "ET+HKR", "SET+HKR"),
 ]
 

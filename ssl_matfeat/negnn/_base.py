@@ -102,13 +102,17 @@ class NEGNNBase(VersionedEstimator):
     verbose: bool
     networks_: list[NodeEmbeddingNetwork]
     _shape: dict[str, Any]
+    _split_seeds: list[int]
     _predicts_sites: bool
 
     @abstractmethod
     def _check_target(
         self, y: Any, structures: list[Any], weight: NDArray[np.float32]
-    ) -> NDArray[Any]:
-        """Return ``y`` as an array, one row a crystal or site, before the inputs are computed, which takes longer."""
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return ``y`` as an array, one row a crystal or site, and which crystals count, (n_crystals,).
+
+        This comes before the inputs are computed, which takes longer.
+        """
 
     @abstractmethod
     def _fit_target(
@@ -172,6 +176,7 @@ class NEGNNBase(VersionedEstimator):
         # Copies, so that a fit that fails leaves the model as it was.
         go_on = self.warm_start and hasattr(self, "networks_")
         kept = copy.deepcopy(self.networks_) if go_on else []
+        split_seeds = self._split_seeds[:] if go_on else []
         shape = {name: getattr(self, name, None) for name in _SHAPE_NETWORKS}
         shape["layers"] = inputs.layers
         shape["sha256 of the weights"] = pretrained.sha256 if inputs.layers else ""
@@ -185,8 +190,8 @@ class NEGNNBase(VersionedEstimator):
                 f"fine_tune=True trains the encoder of 'ssl', but node_features={self.node_features!r} has no such "
                 "part; add it ('ssl+…') or set fine_tune=False"
             )
-        target = self._check_target(y, structures, weight)
-        self._split(np.flatnonzero(weight), y, seed=0)  # which a class may be too rare for
+        target, counts = self._check_target(y, structures, weight)
+        self._split(np.flatnonzero(counts), y, seed=0)  # which a class may be too rare for
         dataset = Dataset.from_structures(
             structures, inputs, self.batch_size, per_site=self._per_site
         )
@@ -199,7 +204,10 @@ class NEGNNBase(VersionedEstimator):
         networks, history = [], []
         for member in range(self.n_ensemble):
             seed = int(random.randint(2**31 - 1))
-            training, validation = self._split(weighted, y, seed)
+            if member == len(split_seeds):
+                split_seeds.append(seed)
+            # Of the same crystals a warm start validates on those that it has not learned from before.
+            training, validation = self._split(weighted, y, split_seeds[member])
             if member < len(kept):
                 network = kept[member]
             else:
@@ -209,6 +217,7 @@ class NEGNNBase(VersionedEstimator):
             history += [{"member": member, **record} for record in records]
         self.inputs_, self.networks_, self.history_ = inputs, networks, history
         self._shape, self._predicts_sites = shape, self._per_site
+        self._split_seeds = split_seeds
         for name, value in learned.items():
             setattr(self, name, value)
         self.loss_curve_ = [r["train_loss"] for r in history if r["member"] == 0]
@@ -221,12 +230,18 @@ class NEGNNBase(VersionedEstimator):
         """Return the crystals to learn from, and those that tell when to stop."""
         if not self.early_stopping:
             return crystals, crystals[:0]
-        training, validation = train_test_split(
-            crystals,
-            test_size=self.validation_fraction,
-            random_state=seed,
-            stratify=self._strata(y, crystals),
-        )
+        try:
+            training, validation = train_test_split(
+                crystals,
+                test_size=self.validation_fraction,
+                random_state=seed,
+                stratify=self._strata(y, crystals),
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping=True sets validation_fraction={self.validation_fraction} of the {len(crystals)} "
+                f"crystals that count aside, which fails; change it, or set early_stopping=False: {error}"
+            ) from error
         return training, validation
 
     def _new_network(
@@ -248,7 +263,7 @@ class NEGNNBase(VersionedEstimator):
                 per_site=self._per_site,
                 dropout=self.dropout,
                 learned=LearnedInputs(inputs.pretrained, inputs.layers) if self.fine_tune else None,
-            )
+            ).float()
 
     def _train(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
@@ -38,7 +39,8 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
     weights, layers, backbone, n_channels, n_layers, dropout, fine_tune, fine_tune_lr
         Of the network, as there.
     class_weight : dict, "balanced" or None, default=None
-        What the losses of each class are multiplied by; "balanced" makes all classes weigh the same.
+        What the losses of each class are multiplied by; "balanced" makes up for their numbers, and ``sample_weight``
+        counts on top of that.
     max_epochs, batch_size, lr, weight_decay, early_stopping, validation_fraction, n_iter_no_change
         Of the training, as there; the part set aside for early stopping holds the classes in proportion.
     n_ensemble, warm_start, random_state, device, precision, verbose
@@ -151,7 +153,12 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
 
     def _check_target(
         self, y: Any, structures: list[Any], weight: NDArray[np.float32]
-    ) -> NDArray[Any]:
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        missing = np.flatnonzero(pd.isna(np.asarray(y, dtype=object)))
+        if len(missing):
+            raise ValueError(
+                f"y[{missing[0]}] has no class, nor have {len(missing) - 1} others; leave these crystals out"
+            )
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         # A sample of weight 0 is as good as absent, and so is a class of such samples.
@@ -160,7 +167,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
             raise ValueError(
                 f"NEGNNClassifier needs at least 2 classes in y, but there is only one: {classes[0]!r}"
             )
-        return labels
+        return labels, weight > 0
 
     def _fit_target(
         self, dataset: Dataset, y: NDArray[Any], continued: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_matfeat._validation import as_crystal, positions
+from ssl_matfeat._validation import as_crystal, item_names, refuse_classes
+from ssl_matfeat._warnings import warn
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision
 from ssl_matfeat.examples import Dataset, flatten_sites
@@ -228,15 +228,16 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
 
     def _check_target(
         self, y: Any, structures: list[Any], weight: NDArray[np.float32]
-    ) -> NDArray[Any]:
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if not self._per_site:
             if len({np.size(values) for values in y}) > 1:
                 raise ValueError(
                     "y has different numbers of values for different crystals; give each the same targets, or set "
                     "target='site' if these are values of its sites"
                 )
-            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        names = positions(len(structures))
+            refuse_classes(y, "NEGNNRegressor", "NEGNNClassifier")
+            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), weight > 0
+        names = item_names(len(structures))
         n_sites = [
             len(as_crystal(s, name).numbers) for s, name in zip(structures, names, strict=True)
         ]
@@ -244,9 +245,11 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         known = ~np.isnan(values)
         if not known.any():
             raise ValueError(f"all {len(values)} values of y are NaN; at least one must be known")
-        if not np.repeat(weight, n_sites)[known].any():
+        n_known = np.bincount(np.repeat(np.arange(len(n_sites)), n_sites), known)
+        counts = (weight > 0) & (n_known > 0)  # (n_crystals,)
+        if not counts.any():
             raise ValueError("sample_weight is 0 wherever y is known; one of these must count")
-        return values
+        return values, counts
 
     def _fit_target(
         self, dataset: Dataset, y: NDArray[Any], continued: bool
@@ -303,9 +306,8 @@ def _warn_of_outliers(
     """
     row = squares.sum(axis=1).argmax()
     if len(values) >= _FEWEST_FOR_OUTLIERS and (squares[row] > 0.5 * squares.sum(axis=0)).any():
-        warnings.warn(
+        warn(
             f"the value {values[row].tolist()} in y[{crystals[row]}] alone makes up more than half of the variance of "
             "y; y is scaled by its standard deviation, so that all others look alike to the network; check it, or fit "
-            "log(y)",
-            stacklevel=4,
+            "log(y)"
         )

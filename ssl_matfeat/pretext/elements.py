@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_matfeat._validation import MAX_ATOMIC_NUMBER
-from ssl_matfeat.elements import PROPERTIES, property_table
+from ssl_matfeat.elements import N_CLASSES, PROPERTIES, standard_properties
 from ssl_matfeat.encoder import CGCNNEncoder
 from ssl_matfeat.graph import CrystalBatch
 from ssl_matfeat.pretext.damage import hide_atoms, replace_elements
@@ -34,10 +33,9 @@ class PropertyTask(nn.Module):
         super().__init__()
         self.mask_ratio = mask_ratio
         self.predict_properties = nn.Linear(encoder.n_channels, len(PROPERTIES))
-        self.predict_element = nn.Linear(encoder.n_channels, MAX_ATOMIC_NUMBER + 1)
-        table = torch.from_numpy(property_table()[1:]).float()
-        standardised = (table - table.mean(0)) / table.std(0)  # (103, 22)
-        self.register_buffer("properties", F.pad(standardised, (0, 0, 1, 0)), persistent=False)
+        self.predict_element = nn.Linear(encoder.n_channels, N_CLASSES)
+        properties = torch.from_numpy(standard_properties()).float()  # (104, 22)
+        self.register_buffer("properties", properties, persistent=False)
 
     def losses(
         self, encoder: CGCNNEncoder, batch: CrystalBatch, generator: torch.Generator

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from pymatgen.core import Element
 from safetensors import SafetensorError
 
 from ssl_matfeat._random import seeded
+from ssl_matfeat._warnings import warn
 from ssl_matfeat.context_encoder import ContextEncoder
 from ssl_matfeat.encoder import CGCNNEncoder
 
@@ -34,9 +34,9 @@ class WeightsError(ValueError):
     """Weights that are missing, damaged or made for something else; the message says what to do."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pretrained:
-    """A trained encoder, and what is known about it.
+    """A trained encoder, and what is known about it; equal if the files would be.
 
     Bundled weights pickle as their name and checksum, so that a saved pipeline stays small; your own weights
     pickle as the bytes of their safetensors file, which skops can write too.
@@ -46,20 +46,29 @@ class Pretrained:
     """In evaluation mode, float32, on the CPU; to be copied before it is changed."""
     card: dict[str, Any] = field(repr=False)
     """The model card: task, training data, config, elements seen, licence, metrics and so on."""
-    sha256: str
-    """Of the safetensors file, or "" for weights that were never saved."""
+    sha256: str = ""
+    """Of the safetensors file; for weights that were never saved, of the one that would be written."""
     name: str | None = None
     """In the registry; None for weights of your own."""
 
-    def warn_of_unseen(self, numbers: NDArray[np.integer], stacklevel: int) -> None:
+    def __post_init__(self) -> None:
+        if not self.sha256:
+            self.sha256 = hashlib.sha256(_to_bytes(self)).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pretrained) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def warn_of_unseen(self, numbers: NDArray[np.integer]) -> None:
         """Warn if some of the atomic numbers were not in the structures of the pretraining."""
         symbols = [Element.from_Z(int(z)).symbol for z in np.unique(numbers)]
         unseen = [symbol for symbol in symbols if symbol not in self.card["elements_seen"]]
         if unseen:
-            warnings.warn(
+            warn(
                 f"the weights never saw {', '.join(unseen)}: features of crystals that hold them are defined, but "
-                "rest on element properties alone",
-                stacklevel=stacklevel + 1,
+                "rest on element properties alone"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,4 +244,5 @@ def _from_bytes(data: bytes, origin: str) -> tuple[Encoder, dict[str, Any]]:
 def build_encoder(config: dict[str, Any]) -> Encoder:
     """Return an untrained encoder of ``config``: its class under ``"encoder"``, and the class's arguments."""
     arguments = {key: value for key, value in config.items() if key != "encoder"}
-    return ENCODERS[config["encoder"]](**arguments)
+    # In single precision whatever torch's default, which others may have set for their own networks.
+    return ENCODERS[config["encoder"]](**arguments).float()

@@ -1,0 +1,16 @@
+"""Warnings that point at the caller's line, however many of our own and of scikit-learn's lie between."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+_INNER = {"ssl_matfeat", "sklearn", "joblib", "matminer", "contextlib", "copy", "pickle"}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the innermost line that belongs to none of the packages between."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in _INNER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
