@@ -17,6 +17,7 @@ from _published import PUBLISHED, SOURCES
 from _runner import FOLDS
 from _tasks import HOLDOUT, TASKS
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 from tables import csv_table, earlier, number, with_spread
 
 CHOSEN = "chosen"
@@ -130,32 +131,34 @@ def differences_table(
 ) -> str:
     """Return the error of ``row`` minus that of ``base``, paired over the folds, and a verdict.
 
-    `CHOSEN` is from the heads that both have been run with, and left out where that is one. Features of different
-    versions are not compared.
+    `CHOSEN` is for each from all heads that it has been run with. Features of different versions are not compared.
     """
     rows = []
     for task in tasks:
         pair = reports.get((task, row)), reports.get((task, base))
-        common = [head for head in finished_heads(pair[0]) if head in finished_heads(pair[1])]
         cells = []
         for head in heads:
-            ours, theirs = (fold_maes(report, head, common) for report in pair)
-            alone = head == CHOSEN and len(common) == 1
+            ours, theirs = (fold_maes(report, head) for report in pair)
             unlike = is_earlier(pair[0]) != is_earlier(pair[1])
-            if ours is None or theirs is None or alone or unlike:
+            if ours is None or theirs is None or unlike:
                 cells.append("")
             else:
                 cells.append(_verdict(ours - theirs, TASKS[task].unit))
         if any(cells):
-            rows.append([task, *cells])
+            rows.append([task + is_earlier(pair[0]), *cells])
     return csv_table(["task", *heads], rows)
 
 
 def _verdict(change: NDArray[np.float64], unit: str) -> str:
-    """Return mean ± standard error of a difference, and whether it exceeds two of these."""
-    error = change.std(ddof=1) / np.sqrt(len(change))
+    """Return mean ± corrected standard error of a difference, and whether a t-test at 5 % tells it from none.
+
+    Folds share their training data, so that differences vary less than those of independent samples would, by the
+    factor that Nadeau and Bengio (Machine Learning 52, 239, 2003) correct: 1/k + 1/(k - 1) in place of 1/k.
+    """
+    k = len(change)
+    error = change.std(ddof=1) * np.sqrt(1 / k + 1 / (k - 1))
     verdict = "better" if change.mean() < 0 else "worse"
-    if abs(change.mean()) < 2 * error:
+    if abs(change.mean()) < student_t.ppf(0.975, k - 1) * error:
         verdict = "within the noise"
     sign = "-" if change.mean() < 0 else "+"
     return f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}, {verdict}"

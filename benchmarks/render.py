@@ -23,6 +23,7 @@ import learning_curves
 import paper
 import representation
 import site_moments
+from _heads import ENSEMBLES
 from _published import PUBLISHED
 from _runner import FOLDS, RESULTS
 from feature_tables import (
@@ -156,7 +157,9 @@ def render(page: str, results: Path) -> str:
         "reference": partial(reference_table, reports),
         "losses": partial(losses_table, reports),
         "untouched": partial(untouched_table, reports),
-        "leakage": partial(differences_table, reports, leakage.TASKS, heads, *leakage.ROWS[::-1]),
+        "leakage": partial(
+            differences_table, reports, leakage.TASKS, representation.HEADS, *leakage.ROWS[::-1]
+        ),
         "weights": weights_table,
         "paper": partial(paper_table, reports, paper.TASKS, paper.ROWS, ["KRR"]),
         "site moments": partial(
@@ -178,7 +181,7 @@ def render(page: str, results: Path) -> str:
             tables[f"default minus {base}{part}"] = partial(
                 differences_table, reports, representation.TASKS, shown, base=base
             )
-    for head in [*heads, "KRR"]:
+    for head in [*heads, "KRR", *ENSEMBLES]:
         tables[f"representation {head}"] = partial(representation_table, reports, head)
     for task in PUBLISHED:
         tables[f"matbench {task}"] = partial(matbench_table, reports, task)

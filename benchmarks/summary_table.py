@@ -23,7 +23,7 @@ NETWORKS = {"default": "NEGNN", "default+features": "NEGNN and default features"
 
 
 def summary_table(reports: Reports, networks: dict[str, dict[str, Any]]) -> str:
-    """Return the error of feature sets with their chosen heads, of networks and of the best published model."""
+    """Return the errors of feature sets with their chosen heads, of networks and of the leaderboard's best model."""
     rows = []
     for task in representation.TASKS:
         unit = TASKS[task].unit
@@ -36,5 +36,5 @@ def summary_table(reports: Reports, networks: dict[str, dict[str, Any]]) -> str:
         best = min(published, key=lambda model: published[model], default=None)
         quoted = f"{best} {number(published[best], unit)}" if best else ""
         rows.append([f"{task}, {unit}", *cells, quoted])
-    header = ["task", *FEATURES.values(), *NETWORKS.values(), "best published"]
+    header = ["task", *FEATURES.values(), *NETWORKS.values(), "best of the leaderboard"]
     return csv_table(header, rows)

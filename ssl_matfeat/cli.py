@@ -25,6 +25,7 @@ app.add_typer(weights_app, name="weights", no_args_is_help=True)
 
 STRUCTURE_FILES = ("*.cif", "*poscar*", "*contcar*", "*.vasp")
 """What is taken from a folder, in upper or lower case; a file that is named itself may have any name pymatgen reads."""
+_READ = f"of a folder only {', '.join(STRUCTURE_FILES)} are read"
 
 
 def _print_version(wanted: bool) -> None:
@@ -89,16 +90,18 @@ def featurize(
     if not output.parent.is_dir():
         raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
     files, skipped = _structure_files(paths)
-    read = f"of a folder only {', '.join(STRUCTURE_FILES)} are read; name other files themselves"
     if not files:
         raise typer.BadParameter(
-            f"no structure files in {', '.join(str(path) for path in paths)}: {read}",
+            f"no structure files in {', '.join(str(path) for path in paths)}: {_READ}; name other files themselves",
             param_hint="PATHS",
         )
     if skipped:
         counts = Counter(file.suffix or file.name for file in skipped).most_common(5)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
-        typer.echo(f"files skipped: {len(skipped)} ({kinds}); {read}", err=True)
+        typer.echo(
+            f"files skipped: {len(skipped)} ({kinds}); {_READ}; name other files themselves",
+            err=True,
+        )
 
     from ssl_matfeat._compute import check_device
     from ssl_matfeat.featurizers import SSLStructureFeaturizer
@@ -218,6 +221,10 @@ def pretrain(
         verbose=True,
     )
     files = _structure_files([corpus])[0] if corpus.is_dir() else []
+    if corpus.is_dir() and not files and not any(corpus.rglob("*.parquet")):
+        raise typer.BadParameter(
+            f"no structure files in {corpus}: {_READ}, or parquet files", param_hint="CORPUS"
+        )
     structures, errors = _read(files)
     if files and not structures:
         _report(errors)

@@ -102,6 +102,10 @@ CRYSTALS = {
 """Ties, two sites in a hexagonal cell, no symmetry at all, and one-atom cells."""
 
 
+ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
+"""Disordered, which is refused."""
+
+
 def rotated(structure, rng):
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))  # of either handedness
     return Structure(

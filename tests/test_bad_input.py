@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import bcc, fcc, graphene, perovskite, rock_salt, simple_cubic
+from conftest import ALLOY, bcc, fcc, graphene, perovskite, rock_salt, simple_cubic
 from pymatgen.core import DummySpecies, Element, Lattice, Molecule, Species, Structure
 from pymatgen.transformations.standard_transformations import (
     OrderDisorderedStructureTransformation,
@@ -34,7 +34,6 @@ def two(coords, a=3.0, **options):
 SKEWED = Lattice([[3, 0, 0], [30000, 3, 0], [0, 0, 3]])
 PARALLEL = Lattice([[3, 0, 0], [6, 0, 0], [0, 0, 3]])
 NOT_A_NUMBER = Lattice([[np.nan, 0, 0], [0, 3, 0], [0, 0, 3]])
-ALLOY = one({"Fe": 0.5, "Co": 0.5})
 BAD = {
     "none": (None, TypeError, "X[1] is a NoneType, not a pymatgen Structure; convert it"),
     "formula": ("NaCl", TypeError, "X[1] is a str, not a pymatgen Structure; convert it"),

@@ -261,3 +261,37 @@ def test_epoch_of_both_networks_runs(tmp_path):
     (table,) = json.loads((tmp_path / "epoch.json").read_text())["tables"]
     assert [row[0] for row in table["rows"]] == ["NEGNN, cgcnn", "plain PyG, CGConv"]
     assert table["rows"][0][2] == 1
+
+
+def test_cut_down_or_other_data_leave_the_committed_results_alone(scripts, tmp_path):
+    from _runner import RESULTS, results_folder
+    from _tasks import DATA_HOME
+
+    networks = RESULTS.with_name("negnn")
+    for committed in (RESULTS, networks):
+        assert results_folder(committed, DATA_HOME, None, committed) == committed
+        assert results_folder(committed, f"{DATA_HOME}/", None, committed) == committed
+        assert results_folder(tmp_path, str(tmp_path), 60, committed) == tmp_path
+        for data, limit in ((DATA_HOME, 60), (str(tmp_path), None)):
+            apart = results_folder(committed, data, limit, committed)
+            assert RESULTS.parent not in apart.parents
+    assert results_folder(networks, DATA_HOME, 60, networks) != results_folder(
+        RESULTS, DATA_HOME, 60
+    )
+
+
+def test_verdict_on_a_difference(scripts):
+    """By hand: mean -1, standard deviation 0.5, so error 0.5 √(1/5 + 1/4) = 0.34, and 2.78 of these are 0.93."""
+    from feature_tables import _verdict
+
+    spread = 0.5 * np.array([-1.0, 1.0, 0.0, -1.0, 1.0])
+    assert _verdict(spread - 1, "1/cm") == "-1.0 ± 0.3, better"
+    assert _verdict(1 - spread, "1/cm") == "+1.0 ± 0.3, worse"
+    assert _verdict(spread - 0.9, "1/cm") == "-0.9 ± 0.3, within the noise"
+
+
+def test_readme_shows_the_committed_demo(scripts):
+    from render_readme import README, RESULTS, render
+
+    readme = README.read_text(encoding="utf-8")
+    assert render(readme, json.loads(RESULTS.read_text(encoding="utf-8"))) == readme

@@ -275,3 +275,10 @@ def test_most_samples_are_equal_in_a_block():
     assert model.theta_[0, 0] > 0
     error = np.abs(model.predict(X[100:]) - y[100:])[same[100:]].mean()
     assert error < 0.02
+
+
+@pytest.mark.parametrize("option", [{"n_inner_folds": 5}, {"random_state": 1}], ids=str)
+def test_inner_folds_are_as_asked_for(telling_and_noise, option):
+    X, y = telling_and_noise
+    first, second = BlockKernelRidge().fit(X, y), BlockKernelRidge(**option).fit(X, y)
+    assert not np.allclose(first.inner_prediction_, second.inner_prediction_)

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_parquet
-from pymatgen.core import Lattice, Structure
+from conftest import ALLOY, bcc, rock_salt, write_parquet
 from typer.testing import CliRunner
 
 import ssl_matfeat
@@ -14,11 +13,7 @@ from ssl_matfeat.cli import app
 from ssl_matfeat.demo import markdown_table, run_demo
 from ssl_matfeat.weights import load_weights
 
-SALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-)
-IRON = Structure(Lattice.cubic(2.87), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
+SALT, IRON = rock_salt(), bcc()
 
 
 def run(*arguments):
@@ -283,3 +278,11 @@ def test_demo_on_every_crystal_writes_into_the_folder_it_is_given(tmp_path):
     report = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
     assert "1181 crystals" in report["data"]
     assert (tmp_path / "demo_parity.png").exists()
+
+
+def test_pretrain_says_what_it_reads_of_a_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("no structure")
+    refused = run("pretrain", tmp_path, tmp_path / "own.safetensors")
+    assert refused.exit_code == 2
+    assert "no structure files in" in unwrapped(refused.output)
+    assert "*.cif" in refused.output

@@ -7,17 +7,16 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import bcc, fcc, perovskite, rock_salt
+from conftest import ALLOY, bcc, fcc, perovskite, rock_salt
 from matminer.featurizers.base import BaseFeaturizer, MultipleFeaturizer
 from matminer.featurizers.conversions import DictToObject
 from matminer.featurizers.structure import DensityFeatures, SiteStatsFingerprint
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 from sklearn.utils import get_tags
 
 from ssl_matfeat import SSLAtomFeaturizer, SSLStructureFeaturizer, StructureError, list_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have NaN for features:UserWarning")
-ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
 LAYERS = ("element", "shell", 0, 1)
 
 

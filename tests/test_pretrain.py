@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    ALLOY,
     CRYSTALS,
     SMALL_PRETRAINING,
     batch_of,
@@ -29,7 +30,6 @@ from ssl_matfeat.pretext import Pretext
 from ssl_matfeat.pretext.damage import choose_sites, supercell
 from ssl_matfeat.pretext.paper import ContrastiveTask, PredictiveTask, group_and_period
 
-ALLOY = Structure(Lattice.cubic(2.9), [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
 TASKS = ["context", "predictive", "contrastive", {"predictive": 1.0, "contrastive": 0.5}]
 
 

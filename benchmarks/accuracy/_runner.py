@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 from _features import CACHE, Features, compute_features
-from _heads import AVERAGES, HEADS, inner_predictions
+from _heads import AVERAGES, ENSEMBLES, HEADS, inner_predictions
 from _tasks import DATA_HOME, Data, Split, load_task
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
@@ -85,7 +85,7 @@ def run_cells(
     name : str
         Of the feature set.
     heads : sequence of str
-        Of `HEADS`.
+        Of `HEADS`, `AVERAGES` and `ENSEMBLES`.
     folds : sequence of str
         Of ``data.splits``.
     seed : int
@@ -166,7 +166,8 @@ def predict(
         start = time.perf_counter()
         train, test = split_rows(data, fold, seed, labels)
         X, y = features.values[train], data.y[train]
-        model = HEADS[head](seed, features.block_sizes).fit(X, y)
+        make = (HEADS | ENSEMBLES)[head]
+        model = make(seed, features.block_sizes).fit(X, y)
         predicted = model.predict(features.values[test])
         inner = inner_predictions(model, X, y, seed)
         found = Predictions(predicted, inner, time.perf_counter() - start)
@@ -240,11 +241,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def results_folder(results: Path, data: str, limit: int | None) -> Path:
+def results_folder(results: Path, data: str, limit: int | None, committed: Path = RESULTS) -> Path:
     """Return the folder for the JSON files: cut-down or other data never mix with the committed ones."""
-    if results != RESULTS or (limit is None and data == DATA_HOME):
+    at_home = Path(data).resolve() == Path(DATA_HOME).resolve()
+    if results != committed or (limit is None and at_home):
         return results
-    return CACHE / "results" / f"{Path(data).name}-{limit or 'all'}"
+    return CACHE / "results" / committed.name / f"{Path(data).name}-{limit or 'all'}"
 
 
 def table_command(

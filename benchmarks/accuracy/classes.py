@@ -26,6 +26,7 @@ from _runner import (
     FeaturesOption,
     FoldsOption,
     HeadOption,
+    results_folder,
     versions,
     write_report,
 )
@@ -161,6 +162,7 @@ def main(
     result: Annotated[Path, typer.Option(help="The JSON file.")] = RESULT,
 ) -> None:
     """Score the cells that are missing."""
+    result = results_folder(result.parent, data, None, committed=RESULT.parent) / result.name
     done = _read(result)
     for name in task:
         loaded = TASKS[name](data)

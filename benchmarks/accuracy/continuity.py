@@ -41,6 +41,10 @@ def main(
     result: Annotated[Path, typer.Option(help="The JSON file.")] = RESULT,
 ) -> None:
     """Measure, and write continuity.json."""
+    if limit is not None and result == RESULT:
+        raise typer.BadParameter(
+            "the committed file is of all crystals; give --result with --limit"
+        )
     X = load_elastic()["structure"].tolist()[:limit]
     featurizer = SSLStructureFeaturizer(dtype="float64").fit(X)
     cells = []

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import typer
 from _features import NETWORKS_VERSION, is_outdated
-from _runner import DataOption, SeedOption, versions, write_report
+from _runner import DataOption, SeedOption, results_folder, versions, write_report
 from _tasks import DATA_HOME
 from numpy.typing import NDArray
 from pymatgen.core import Structure
@@ -125,6 +125,7 @@ def main(
     result: Annotated[Path, typer.Option(help="The JSON file.")] = RESULT,
 ) -> None:
     """Score the models that are missing."""
+    result = results_folder(result.parent, data, None, committed=RESULT.parent) / result.name
     done: dict[tuple[str, int, int, int], Cell] = {}
     if result.exists():
         cells = [Cell(**cell) for cell in json.loads(result.read_text())["cells"]]

@@ -29,6 +29,7 @@ from _runner import (
     LimitOption,
     TaskOption,
     predict,
+    results_folder,
     split_rows,
     versions,
     write_report,
@@ -108,10 +109,11 @@ def main(
     results: Annotated[Path, typer.Option()] = RESULTS,
 ) -> None:
     """Score the cells that are missing, and print the means over folds and seeds."""
+    folder = results_folder(results, data, limit, committed=RESULTS)
     for name in task:
         loaded = load_task(name, data, limit)
         counts: list[int | None] = list(labels) if labels else [None]
-        path = results / f"{name}.json"
+        path = folder / f"{name}.json"
         done = _read(path, loaded)
         wanted = [(v, f, s, n) for n in counts for f in folds for s in seed for v in variant]
         missing = [

@@ -82,7 +82,8 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
     n_ensemble : int
         Networks to train from different random numbers; predictions are their mean.
     warm_start : bool, default=False
-        Go on from the networks of the previous fit, whose scaling of inputs and targets is kept.
+        Go on from the networks of the previous fit, whose scaling of inputs and targets is kept. If the crystals are
+        the same, each network validates on the same ones of them.
     random_state : int, RandomState or None, default=None
         An int makes fits on one machine's CPU, with the same number of threads, equal bit by bit.
     device : str, default="cpu"
