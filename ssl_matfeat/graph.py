@@ -275,7 +275,7 @@ class CrystalGraphs:
         >>> graphs.n_edges, graphs.data(0).num_nodes
         (array([144]), 8)
         """
-        if not structures:
+        if len(structures) == 0:
             raise ValueError("structures is empty; at least 1 is needed")
         crystals = [as_crystal(s, f"X[{i}]") for i, s in enumerate(structures)]
         edges = [find_edges(c, cutoff, n_neighbors, f"X[{i}]") for i, c in enumerate(crystals)]

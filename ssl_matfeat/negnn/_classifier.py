@@ -157,7 +157,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         missing = np.flatnonzero(pd.isna(np.asarray(y, dtype=object)))
         if len(missing):
             raise ValueError(
-                f"y[{missing[0]}] has no class, nor have {len(missing) - 1} others; leave these crystals out"
+                f"{len(missing)} classes in y are missing, the first in y[{missing[0]}]; leave these crystals out"
             )
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
