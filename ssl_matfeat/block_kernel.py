@@ -154,7 +154,9 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
 
     def _fit(self, X: Any, y: Any) -> None:
         refuse_classes(
-            y, "BlockKernelRidge", "a classifier, such as sklearn.svm.SVC on the same columns"
+            y,
+            "BlockKernelRidge",
+            "a classifier, such as sklearn.svm.SVC on the same columns or NEGNNClassifier",
         )
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = y.astype(np.float64)

@@ -133,7 +133,7 @@ class KernelClassifier(BlockKernelRidge):
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return the prediction, less a half."""
-        return super().predict(X) - 0.5
+        return self.predict(X) - 0.5
 
 
 def _support_vectors(_: tuple[int, ...]) -> BaseEstimator:

@@ -4,7 +4,7 @@
     python benchmarks/accuracy/representation.py --task phonons --features raw --features default --head 4HKR
 
 The figure of the package is the row ``default`` minus the row ``raw``; benchmarks/render.py writes it, with the
-standard error of the paired differences over the folds.
+corrected standard error of the paired differences over the folds.
 """
 
 from __future__ import annotations
