@@ -74,6 +74,8 @@ class Cell:
     seconds: float
     version: str
     """Of ssl_matfeat."""
+    data: str
+    """Hash of structures and classes."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -88,6 +90,11 @@ class Data:
     X: list[Structure]
     y: Labels
     splits: dict[str, Split]
+
+    @property
+    def key(self) -> str:
+        """Return a hash of structures and classes."""
+        return hash_inputs(self.X, self.y.tobytes())
 
 
 def load_stable(data: str) -> Data:
@@ -168,13 +175,17 @@ def main(
         loaded = TASKS[name](data)
         for row in features:
             wanted = [(name, row, h, fold) for h in head for fold in folds]
-            missing = [key for key in wanted if key not in done or is_outdated(done[key].version)]
+            missing = [key for key in wanted if not _is_current(done.get(key), loaded)]
             if not missing:
                 continue
-            found = compute_features(row, loaded.X, hash_inputs(loaded.X))
+            found = compute_features(row, loaded.X, loaded.key)
             for key in tqdm(missing, desc=f"{name}, {row}", unit="cell"):
                 done[key] = _score(key, found, loaded)
                 _write(result, list(done.values()))
+
+
+def _is_current(cell: Cell | None, data: Data) -> bool:
+    return cell is not None and cell.data == data.key and not is_outdated(cell.version)
 
 
 def _score(key: tuple[str, str, str, str], features: Features, data: Data) -> Cell:
@@ -198,6 +209,7 @@ def _score(key: tuple[str, str, str, str], features: Features, data: Data) -> Ce
         balanced_accuracy=float(balanced_accuracy_score(y[test], score > threshold)),
         seconds=round(time.perf_counter() - start, 1),
         version=__version__,
+        data=data.key,
     )
 
 

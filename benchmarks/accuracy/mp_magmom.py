@@ -19,7 +19,7 @@ import pandas as pd
 import typer
 from _features import NETWORKS_VERSION, is_outdated
 from _runner import DataOption, SeedOption, results_folder, versions, write_report
-from _tasks import DATA_HOME
+from _tasks import DATA_HOME, hash_inputs
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 from sklearn.ensemble import ExtraTreesRegressor
@@ -57,6 +57,8 @@ class Cell:
     seconds: float
     version: str
     """Of ssl_matfeat."""
+    data: str
+    """Hash of structures and moments."""
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -136,9 +138,10 @@ def main(
         parts += [part["structure"].tolist(), [np.abs(m) for m in part["magmom"]]]
     X, y, X_test, y_test = parts
     actual = np.concatenate(y_test)
+    data_key = hash_inputs([*X, *X_test], np.concatenate([*y, actual]).tobytes())
     for name in tqdm(model, unit="model"):
         key = name, seed, n_train, n_test
-        if key in done and not is_outdated(done[key].version, NETWORKS_VERSION):
+        if _is_current(done.get(key), data_key):
             continue
         start = time.perf_counter()
         error = np.abs(MODELS[name](X, y, X_test, seed) - actual)
@@ -152,6 +155,7 @@ def main(
             mae_magnetic=float(error[actual >= MAGNETIC].mean()),
             seconds=round(time.perf_counter() - start, 1),
             version=__version__,
+            data=data_key,
         )
         done[cell.key] = cell
         head: dict[str, Any] = {
@@ -165,6 +169,12 @@ def main(
         typer.echo(
             f"{cell.model:20} {cell.n_train} crystals: {cell.mae:.3f} µB, magnetic {cell.mae_magnetic:.3f} µB"
         )
+
+
+def _is_current(cell: Cell | None, data_key: str) -> bool:
+    if cell is None or cell.data != data_key:
+        return False
+    return not is_outdated(cell.version, NETWORKS_VERSION)
 
 
 if __name__ == "__main__":
