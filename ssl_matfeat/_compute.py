@@ -29,9 +29,9 @@ CHUNK = 256
 def check_device(device: str, dtype: torch.dtype = torch.float64) -> None:
     """Raise a ValueError if torch cannot compute on ``device``, in the precision of raw channels or another."""
     try:
-        torch.zeros(1, device=device, dtype=dtype)
+        torch.zeros(1, device=device, dtype=dtype).item()
     # What torch raises depends on its build and on the device.
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
         reason = str(error).split(".")[0].splitlines()[0]
         raise ValueError(
             f"device={device!r} cannot be used ({reason}), and torch sees {torch.cuda.device_count()} CUDA devices; "

@@ -16,7 +16,7 @@ from sklearn.utils import Tags, TransformerTags
 
 from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
-from ssl_matfeat._validation import as_structure_list, item_names
+from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat._warnings import warn
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
@@ -128,14 +128,14 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         structures: Sequence[Any],
         on_error: str,
         progress: bool | dict[str, Any],
-        names: Sequence[str] | None = None,
+        names: Sequence[str],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
-        """Return the rows of each structure and the errors; without ``names`` messages tell its position in X."""
+        """Return the rows of each structure and the errors; messages call the structures by ``names``."""
         self._check_parameters()
         check_device(self.device)
         rows, elements, errors = compute_rows(
             structures,
-            item_names(len(structures)) if names is None else names,
+            names,
             self._function(),
             per_site=not self._takes_cell,
             max_edges=self.batch_size,
@@ -159,7 +159,7 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         ignore_errors: bool,
         return_errors: bool,
         pbar: bool | dict[str, Any],
-        names: list[str] | None = None,
+        names: list[str],
     ) -> tuple[list[NDArray | None], dict[int, str]]:
         if return_errors and not self._ignores(ignore_errors):
             raise ValueError("return_errors=True needs ignore_errors=True")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from pymatgen.core import Composition, Element, IMolecule, IStructure
 from pymatgen.core.sites import Site
 
@@ -50,9 +51,12 @@ class Crystal(NamedTuple):
         return f"{name} ({_reduced(Composition(counts))})"
 
 
-def item_names(n: int, first: int = 0) -> list[str]:
-    """Return what messages call ``n`` items of X."""
-    return [f"X[{i}]" for i in range(first, first + n)]
+def item_names(X: Any) -> list[str]:
+    """Return what messages call the items of X: by position, and in pandas by label too where that differs."""
+    index = X.index if isinstance(X, pd.Series | pd.DataFrame) else range(len(X))
+    return [
+        f"X[{i}]" if label == i else f"X[{i}] at index {label!r}" for i, label in enumerate(index)
+    ]
 
 
 def as_structure_list(X: Any) -> list[Any]:
@@ -74,7 +78,9 @@ def as_structure_list(X: Any) -> list[Any]:
     ValueError
         If ``X`` is empty or has several columns.
     """
-    if isinstance(X, IStructure | IMolecule | Site):
+    if isinstance(X, IMolecule):
+        as_crystal(X, "X")
+    if isinstance(X, IStructure | Site):
         raise TypeError(
             f"X is one {type(X).__name__} ({_formula(X)}), but a list of structures is expected; pass [structure]"
         )
@@ -129,6 +135,8 @@ def as_crystal(structure: Any, name: str = "structure") -> Crystal:
             f"{name} ({_formula(structure)}) is a Molecule, which has no lattice; "
             "put it in a box with get_boxed_structure(a, b, c)"
         )
+    if structure is None or structure is pd.NA or isinstance(structure, float):
+        raise TypeError(f"{name} is {structure}: the structure is missing; drop the row")
     if not isinstance(structure, IStructure):
         raise TypeError(
             f"{name} is a {type(structure).__name__}, not a pymatgen Structure; "
@@ -258,8 +266,8 @@ def _geometry_problem(crystal: Crystal) -> str | None:
 def too_close(label: str, i: int, j: int, distance: float) -> StructureError:
     """Return the error for two atoms on top of each other."""
     return StructureError(
-        f"{label}: sites {i} and {j} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å; "
-        f"keep one of them (structure.merge_sites({MIN_DISTANCE}, mode='delete')) or drop the structure"
+        f"{label}: sites {i} and {j} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å; if they are one atom, "
+        f"keep one of them (structure.merge_sites({MIN_DISTANCE}, mode='delete')), else repair or drop the structure"
     )
 
 
@@ -273,17 +281,16 @@ def no_neighbor(label: str, site: int, radius: float) -> StructureError:
 
 def _atomic_number(site: Any) -> int:
     """Return Z of a site, or raise a ValueError that says what else it holds."""
-    species = list(site.species.items())
-    if len(species) != 1 or abs(species[0][1] - 1) > _OCCUPANCY_TOLERANCE:
+    elements = {getattr(specie, "element", specie) for specie in site.species}
+    if len(elements) != 1 or abs(site.species.num_atoms - 1) > _OCCUPANCY_TOLERANCE:
         raise ValueError(
-            f"is disordered ({site.species_string}); order it first, e.g. with "
-            "pymatgen's OrderDisorderedStructureTransformation(no_oxi_states=True)"
+            f"is disordered ({site.species_string}); order it first, e.g. in a supercell in which all occupancies are "
+            "whole numbers, with pymatgen's OrderDisorderedStructureTransformation(no_oxi_states=True)"
         )
-    specie = species[0][0]
-    element = getattr(specie, "element", specie)
+    element = elements.pop()
     if not isinstance(element, Element):
         raise ValueError(
-            f"is {specie}, which is no element; replace or remove it (structure.remove_species)"
+            f"is {element}, which is no element; replace or remove it (structure.remove_species)"
         )
     if element.name in ("D", "T"):
         raise ValueError(

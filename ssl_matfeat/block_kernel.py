@@ -65,7 +65,7 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         predictions averaged. Matérn's does best with learned features; for hand-made ones, and for
         raw layers alone, try ``("laplacian", "rbf")``.
     n_inner_folds : int, default=3
-        By which parameters are compared.
+        By which parameters are compared; fewer if there are not as many samples, or ``max_search`` is less.
     max_search : int, default=1500
         Search on at most so many random samples.
     max_refine : int, default=4000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from fnmatch import fnmatch
@@ -44,6 +45,8 @@ def main(
     ] = False,
 ) -> None:
     """Self-supervised features for crystals."""
+    # Lines of code say nothing to who calls a command.
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
 @app.command()
@@ -196,6 +199,8 @@ def pretrain(
     checkpoint, plot = output.with_suffix(".checkpoint"), output.with_suffix(".png")
     if output.suffix != ".safetensors":
         raise typer.BadParameter(f"{output} must end in .safetensors", param_hint="OUTPUT")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"no folder {output.parent}", param_hint="OUTPUT")
     # A checkpoint there means that the training it belongs to was allowed to write the output.
     existing = [path for path in (output, plot) if path.exists()]
     if existing and not (overwrite or checkpoint.exists()):
@@ -284,6 +289,9 @@ def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:
             # pymatgen's parsers raise whatever a malformed file makes them trip over.
             try:
                 structures[file] = Structure.from_file(file)
+                if file.suffix.lower() == ".cif" and (n := _count_cells(file)) > 1:
+                    del structures[file]
+                    errors[file] = f"holds {n} structures; write each to a file of its own"
             except Exception as error:
                 errors[file] = f"cannot be read: {type(error).__name__}: {error}"
         if caught:
@@ -291,6 +299,11 @@ def _read(files: list[Path]) -> tuple[dict[Path, Structure], dict[Path, str]]:
     for file, text in list(doubts.items())[:1]:
         typer.echo(f"files with warnings: {len(doubts)}, such as {file}: {text}", err=True)
     return structures, errors
+
+
+def _count_cells(file: Path) -> int:
+    """Return how many structures a CIF file holds, of which pymatgen returns the first."""
+    return len(re.findall(r"^\s*_cell_length_a\s", file.read_text(errors="replace"), re.I | re.M))
 
 
 def _by_file(structures: dict[Path, Structure], errors: dict[int, str]) -> dict[Path, str]:

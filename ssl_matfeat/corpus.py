@@ -22,7 +22,7 @@ from ssl_matfeat.graph import CrystalGraphs
 
 def read_list(structures: list[Any]) -> tuple[CrystalGraphs, dict[int, str]]:
     """Return the graphs of the usable structures, and position → message of the others."""
-    graphs, _, errors = build_graphs(structures, item_names(len(structures)), raise_errors=False)
+    graphs, _, errors = build_graphs(structures, item_names(structures), raise_errors=False)
     if graphs is None:
         raise ValueError(f"none of {len(structures)} structures is usable; the first: {errors[0]}")
     return graphs, errors

@@ -66,7 +66,7 @@ def make_fabric(device: str, precision: str, n_devices: int) -> Fabric | None:
     except ImportError as error:
         raise ImportError(
             f"{device=}, {precision=} and {n_devices=} need Lightning Fabric; "
-            "pip install lightning-fabric, or keep device='cpu', precision='32-true' and n_devices=1"
+            f"pip install lightning-fabric, or keep device='cpu', precision='32-true' and n_devices=1 ({error})"
         ) from error
     return Fabric(
         accelerator=kind,

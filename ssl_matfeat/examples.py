@@ -117,18 +117,18 @@ class Dataset:
         inputs: Inputs,
         max_edges: int,
         per_site: bool = False,
-        first: int = 0,
+        names: Sequence[str] | None = None,
     ) -> Dataset:
         """Build graphs and inputs, once for all epochs; nothing is known about the target yet.
 
-        ``first`` is the position of the first structure in X, for messages.
+        ``names`` are what messages call the structures; None is their positions.
 
         Raises
         ------
         StructureError, TypeError
             For the first bad structure.
         """
-        graphs, _, _ = build_graphs(structures, item_names(len(structures), first))
+        graphs, _, _ = build_graphs(structures, names or item_names(structures))
         assert graphs is not None  # a bad structure has raised
         if inputs.layers:
             inputs.pretrained.warn_of_unseen(graphs.numbers)

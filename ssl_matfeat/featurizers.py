@@ -15,7 +15,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from ssl_matfeat._compute import BatchFunction
 from ssl_matfeat._featurizer_base import DTYPES, SSLFeaturizer
-from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._validation import as_structure_list, item_names
 from ssl_matfeat.blocks import (
     CrystalFeatures,
     Layer,
@@ -57,7 +57,8 @@ class SSLStructureFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; joblib divides the cores between them. Its backend "multiprocessing" will not do.
+        Processes, in joblib's words; joblib divides the cores between them, and each takes 256 structures at a time.
+        Its backend "multiprocessing" will not do.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave a row of NaN and an entry in
         ``errors_`` and keep the other rows.
@@ -123,9 +124,10 @@ class SSLStructureFeaturizer(SSLFeaturizer):
         Raises
         ------
         StructureError, TypeError
-            For the first bad structure, under ``on_error="raise"``.
+            For the first bad structure, under ``on_error="raise"``; with several processes, for that of one of them.
         """
-        rows, self.errors_ = self._rows(as_structure_list(X), self.on_error, self.verbose)
+        structures = as_structure_list(X)
+        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose, item_names(X))
         return self._stack(rows)
 
     def featurize(self, structure: Structure) -> list[float]:
@@ -164,7 +166,10 @@ class SSLStructureFeaturizer(SSLFeaturizer):
                 "SSLAtomFeaturizer for the columns of a structure and a site"
             )
         structures = [entry[0] for entry in tuples]
-        rows, errors = self._rows_for_matminer(structures, ignore_errors, return_errors, pbar)
+        names = item_names(structures)
+        rows, errors = self._rows_for_matminer(
+            structures, ignore_errors, return_errors, pbar, names
+        )
         return _with_errors(self._stack(rows).tolist() if rows else [], errors, return_errors)
 
     def _stack(self, rows: list[NDArray | None]) -> NDArray[np.floating]:
@@ -204,7 +209,8 @@ class SSLAtomFeaturizer(SSLFeaturizer):
     dtype : {"float32", "float64"}, default="float32"
         Precision of the encoder and of the result.
     n_jobs : int or None, default=None
-        Processes, in joblib's words; joblib divides the cores between them. Its backend "multiprocessing" will not do.
+        Processes, in joblib's words; joblib divides the cores between them, and each takes 256 structures at a time.
+        Its backend "multiprocessing" will not do.
     on_error : {"raise", "nan"}, default="raise"
         What a bad structure does: raise an error that names it, or leave NaN in the rows of its sites and an
         entry in ``errors_``.
@@ -270,10 +276,10 @@ class SSLAtomFeaturizer(SSLFeaturizer):
         Raises
         ------
         StructureError, TypeError
-            For the first bad structure, under ``on_error="raise"``.
+            For the first bad structure, under ``on_error="raise"``; with several processes, for that of one of them.
         """
         structures = as_structure_list(X)
-        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose)
+        rows, self.errors_ = self._rows(structures, self.on_error, self.verbose, item_names(X))
         filled = self._fill(rows, structures)
         n_sites = [len(row) for row in filled]
         position = np.repeat(np.arange(len(filled)), n_sites)

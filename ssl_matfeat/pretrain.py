@@ -172,11 +172,14 @@ class SSLPretrainer(VersionedEstimator):
         """
         weights, encoder_name = self._check_tasks()
         self._check_numbers()
-        given = {key: value for key, value in self.get_params().items() if key != "tasks"}
+        said = self.get_params()
+        given = {name: value for name, value in said.items() if name not in ("tasks", "verbose")}
         # As Python's own numbers: torch's generators and checkpoints, and the JSON of the card, take no others.
         parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
-        ours = ("max_epochs", "lr", "weight_decay", "ema_decay", "random_state", "verbose")
-        options = TrainingOptions(**{name: parameters[name] for name in ours})
+        ours = ("max_epochs", "lr", "weight_decay", "ema_decay", "random_state")
+        options = TrainingOptions(
+            **{name: parameters[name] for name in ours}, verbose=bool(self.verbose)
+        )
         fabric = make_fabric(*(parameters[name] for name in ("device", "precision", "n_devices")))
         graphs, validating, errors = self._read(X)
         small = graphs.n_sites <= self.max_sites

@@ -95,7 +95,8 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint is damaged or of another training, an epoch has no batch, or a loss is not finite.
+        If the checkpoint is damaged or of another training, an epoch has no batch, or a loss or its gradient is not
+        finite.
     """
     identity = _identity(options, model, n_batches, objective)
     run = _Run(model, losses_of, n_batches, options, parameter_groups, fabric)
@@ -112,6 +113,7 @@ def train(
                 break
             trained = run.train_epoch(epoch, batches, progress)
             scores = run.validate(validation_batches)
+            run.check_finite(epoch, scores)
             run.record(epoch, trained, scores)
             progress.set_postfix(total=sum((scores or trained).values()))
             if checkpoint is not None and run.rank == 0:
@@ -177,9 +179,7 @@ class _Run:
             raise ValueError(
                 f"epoch {epoch + 1} had no batch to learn from; train on more, in smaller batches or in fewer processes"
             )
-        if not all(map(math.isfinite, trained.values())):
-            said = f"training diverged in epoch {epoch + 1}: {trained}"
-            raise ValueError(f"{said}; lower lr={self.options.lr} or look for outliers")
+        self.check_finite(epoch, trained)
         if self.others is not None:
             trained = mean_of_processes(trained, self.others)
         return trained
@@ -194,7 +194,8 @@ class _Run:
         total.backward()
         if self.others is not None:
             average_gradients(self.model, self.others)
-        nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
+        self.check_finite(epoch, {"norm of the gradient": float(norm)})
         self.optimizer.step()
         if self.average is not None and self.options.ema_decay is not None:
             n_steps = epoch * self.n_batches + step
@@ -202,6 +203,13 @@ class _Run:
             decay = min(self.options.ema_decay, (1 + n_steps) / (10 + n_steps))
             _update_average(self.average, self.model, decay)
         return losses
+
+    def check_finite(self, epoch: int, values: dict[str, float]) -> None:
+        """Raise a ValueError if one of the values of an epoch is not finite."""
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(
+                f"training diverged in epoch {epoch + 1}: {values}; lower lr={self.options.lr} or look for outliers"
+            )
 
     def validate(self, batches: Batches[Any] | None) -> dict[str, float]:
         """Return the mean losses that the kept parameters have on the validation batches, if there are any."""

@@ -35,9 +35,10 @@ SKEWED = Lattice([[3, 0, 0], [30000, 3, 0], [0, 0, 3]])
 PARALLEL = Lattice([[3, 0, 0], [6, 0, 0], [0, 0, 3]])
 NOT_A_NUMBER = Lattice([[np.nan, 0, 0], [0, 3, 0], [0, 0, 3]])
 BAD = {
-    "none": (None, TypeError, "X[1] is a NoneType, not a pymatgen Structure; convert it"),
     "formula": ("NaCl", TypeError, "X[1] is a str, not a pymatgen Structure; convert it"),
     "site": (bcc()[0], TypeError, "X[1] is a PeriodicSite, not a pymatgen Structure"),
+    "missing": (None, TypeError, "X[1] is None: the structure is missing; drop the row"),
+    "missing in a table": (np.nan, TypeError, "X[1] is nan: the structure is missing"),
     "list": ([bcc()], TypeError, "X[1] is a list, not a pymatgen Structure"),
     "molecule": (
         Molecule(["C", "O"], [[0, 0, 0], [0, 0, 1.1]]),
@@ -52,7 +53,7 @@ BAD = {
     "disordered": (
         ALLOY,
         StructureError,
-        "X[1] (Fe0.5Co0.5): site 0 is disordered (Fe:0.5, Co:0.5); order it first",
+        "X[1] (Fe0.5Co0.5): site 0 is disordered (Fe:0.5, Co:0.5); order it first, e.g. in a supercell",
     ),
     "vacancies": (one({"Fe": 0.5}), StructureError, "X[1] (Fe0.5): site 0 is disordered (Fe:0.5)"),
     "dummy": (
@@ -99,7 +100,7 @@ BAD = {
     "too close": (
         two([0.05, 0, 0]),
         StructureError,
-        "X[1] (FeO): sites 0 and 1 are 0.150 Å apart, closer than 0.3 Å; keep one of them",
+        "X[1] (FeO): sites 0 and 1 are 0.150 Å apart, closer than 0.3 Å; if they are one atom, keep one",
     ),
     "on top": (
         two([1, 0, 0]),
@@ -194,6 +195,21 @@ def test_all_bad(featurizer, sites):
     assert np.isnan(sites.fit_transform(bad)).all()
 
 
+def test_errors_name_the_label_of_a_row_beside_its_position():
+    X = pd.Series([bcc(), ALLOY], index=["mp-13", "mp-7"])
+    for kind in (SSLStructureFeaturizer, SSLAtomFeaturizer):
+        for rows in (X, X.to_frame()):
+            with pytest.raises(StructureError, match=r"^X\[1\] at index 'mp-7' \(Fe0.5Co0.5\)"):
+                kind().fit_transform(rows)
+        with pytest.raises(StructureError, match=r"^X\[1\] \(Fe0.5Co0.5\)"):
+            kind().fit_transform(X.reset_index(drop=True))
+
+
+def test_an_element_with_mixed_oxidation_states_is_that_element(featurizer):
+    mixed = one({"Fe2+": 0.5, "Fe3+": 0.5})
+    assert np.array_equal(featurizer.fit_transform([mixed]), featurizer.fit_transform([one("Fe")]))
+
+
 def test_errors_are_of_the_last_call(featurizer):
     featurizer.fit_transform([ALLOY, bcc()])
     assert list(featurizer.errors_) == [0]
@@ -206,7 +222,7 @@ def test_errors_are_of_the_last_call(featurizer):
     [
         (rock_salt(), TypeError, "X is one Structure (NaCl), but a list of structures is expected"),
         (bcc()[0], TypeError, "pass [structure]"),
-        (Molecule(["H"], [[0, 0, 0]]), TypeError, "X is one Molecule"),
+        (Molecule(["H"], [[0, 0, 0]]), TypeError, "X (H2) is a Molecule, which has no lattice"),
         ("NaCl.cif", TypeError, "X must be a list of pymatgen Structures, got str"),
         (None, TypeError, "got NoneType"),
         (3, TypeError, "got int"),

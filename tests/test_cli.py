@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ALLOY, bcc, rock_salt, write_parquet
+from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 import ssl_matfeat
@@ -68,6 +71,29 @@ def test_bad_files_are_reported_and_lose_no_other(folder, tmp_path):
     table = pd.read_parquet(output)
     assert len(table) == 2
     assert table.notna().all(axis=None)
+
+
+def test_a_file_of_several_structures_is_reported(tmp_path):
+    SALT.to(tmp_path / "salt.cif")
+    IRON.to(tmp_path / "iron.cif")
+    both = (tmp_path / "salt.cif").read_text() + (tmp_path / "iron.cif").read_text()
+    (tmp_path / "both.cif").write_text(both)
+    result = run("featurize", tmp_path, "--output", tmp_path / "features.csv")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'both.cif'}: holds 2 structures; write each to a file" in result.output
+    assert "2 of 3 structures written" in result.output
+
+
+def test_warnings_are_told_without_lines_of_code(folder, tmp_path):
+    neon = Structure(np.diag([4.4] * 3), ["Ne"], [[0, 0, 0]])
+    neon.to(folder / "neon.vasp", fmt="poscar")
+    # Another process, since pytest takes the warnings of this one.
+    command = [sys.executable, "-c", "from ssl_matfeat.cli import app; app()", "featurize"]
+    output = tmp_path / "features.csv"
+    ran = subprocess.run([*command, folder, "--output", output], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "warning: the weights never saw Ne" in ran.stderr
+    assert ".py:" not in ran.stderr
 
 
 def test_upper_case_names_count_too(tmp_path):

@@ -1,6 +1,7 @@
 """NEGNN: scikit-learn's contracts, and bad input."""
 
 import copy
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,21 @@ def test_init_stores_and_clone_keeps(fitted_network):
     assert not hasattr(fitted_network, "n_features_in_")
     assert is_regressor(fitted_network)
     assert is_classifier(NEGNNClassifier())
+
+
+@pytest.mark.parametrize("kind", [NEGNNRegressor, NEGNNClassifier])
+def test_nothing_is_predicted_before_a_fit(kind):
+    for method in (kind.predict, getattr(kind, "predict_proba", kind.predict)):
+        with pytest.raises(NotFittedError):
+            method(kind(), [CRYSTALS["Cu"]])
     with pytest.raises(NotFittedError):
-        quick_network().predict([CRYSTALS["Cu"]])
+        kind().score([CRYSTALS["Cu"]], [1])
+
+
+def test_a_parameter_that_is_off_is_refused_by_predict_too(few_crystals, fitted_network):
+    model = copy.deepcopy(fitted_network).set_params(batch_size=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        model.predict(few_crystals[0])
 
 
 def test_grid_search_pipeline_and_cross_validation(few_crystals):
@@ -169,6 +183,37 @@ def test_a_label_that_hides_all_others_is_told(few_crystals):
         quick_network(max_epochs=1).fit(X, wrong)
 
 
+def test_a_label_that_hides_all_others_is_told_by_its_target(few_crystals):
+    X, y = few_crystals
+    both = np.column_stack([y, y - 2])
+    both[3, 1] = -1e4
+    message = r"value -10000 of target 1 in y\[3\] .*; check it$"  # no logarithm of that
+    with pytest.warns(UserWarning, match=message):
+        quick_network(max_epochs=1).fit(X, both)
+
+
+def test_targets_that_look_like_those_of_sites_are_told(real_crystals):
+    X = [s for s in real_crystals if len(s) == 2][:2]
+    with pytest.warns(UserWarning, match="set target='site'"):
+        quick_network(max_epochs=1).fit(X, [np.ones(2), np.zeros(2)])
+    with warnings.catch_warnings(action="error"):
+        quick_network(max_epochs=1).fit(X, np.eye(2))
+
+
+def test_an_unknown_target_is_told_by_its_crystal(few_crystals):
+    X, y = few_crystals
+    y = y.copy()
+    y[7] = np.nan
+    X = pd.Series(X, index=[f"mp-{i}" for i in range(len(X))])
+    with pytest.raises(ValueError, match=r"NaN for 1 crystals, the first X\[7\] at index 'mp-7'"):
+        quick_network().fit(X, y)
+
+
+def test_weights_may_change_their_name_in_a_warm_start(few_crystals):
+    model = quick_network(max_epochs=1, weights="default", warm_start=True).fit(*few_crystals)
+    model.set_params(weights=load_weights("default")).fit(*few_crystals)
+
+
 def test_warm_start_after_a_constant_target(few_crystals):
     """Whose standard deviation is rounding."""
     X, y = few_crystals
@@ -219,9 +264,9 @@ def test_a_warm_start_validates_on_what_it_has_not_learned_from(few_crystals, mo
     seen = []
     train = NEGNNRegressor._train
 
-    def spy(self, network, dataset, training, validation, seed):
+    def spy(self, network, dataset, training, validation, *others):
         seen.append((set(training), set(validation)))
-        return train(self, network, dataset, training, validation, seed)
+        return train(self, network, dataset, training, validation, *others)
 
     monkeypatch.setattr(NEGNNRegressor, "_train", spy)
     model = quick_network(warm_start=True, early_stopping=True, random_state=None, n_ensemble=2)

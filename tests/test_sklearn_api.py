@@ -273,7 +273,7 @@ def test_errors_of_two_processes_name_the_right_item(crystals, elastic):
     nan = clone(crystals).set_params(n_jobs=2, on_error="nan")
     assert np.flatnonzero(np.isnan(nan.fit_transform(X)).any(axis=1)).tolist() == [270]
     assert list(nan.errors_) == [270]
-    with pytest.raises(TypeError, match=r"X\[270\] is a NoneType"):
+    with pytest.raises(TypeError, match=r"X\[270\] is None"):
         clone(crystals).set_params(n_jobs=2).fit_transform(X)
 
 

@@ -50,6 +50,34 @@ def test_epoch_without_a_batch_is_an_error():
         train(model, lambda *_: {}, lambda _: iter([]), None, 1, TrainingOptions())
 
 
+def test_a_gradient_that_is_not_finite_is_an_error():
+    """Though the loss itself is 0: the slope of a root is not."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(ValueError, match=r"diverged in epoch 1: .*norm of the gradient.*nan"):
+        train(
+            model,
+            lambda x, _: {"loss": model(x).abs().sum().sqrt()},
+            lambda _: iter([torch.ones(1, 1)]),
+            None,
+            1,
+            TrainingOptions(max_epochs=1),
+        )
+
+
+def test_a_validation_loss_that_is_not_finite_is_an_error():
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"diverged in epoch 1: \{'loss': nan\}"):
+        train(
+            model,
+            lambda x, _: {"loss": model(x).square().sum()},
+            lambda _: iter([torch.ones(1, 1)]),
+            lambda _: iter([torch.full((1, 1), torch.nan)]),
+            1,
+            TrainingOptions(max_epochs=1, patience=2),
+        )
+
+
 @pytest.mark.parametrize(
     "change", [{"lr": 1e-4}, {"tasks": {"predictive": 2.0}}, {"batch_size": 1501}], ids=str
 )

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssl_matfeat._compute import CHUNK, check_device
 from ssl_matfeat._random import seeded
-from ssl_matfeat._validation import as_structure_list
+from ssl_matfeat._validation import as_structure_list, item_names
 from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
@@ -34,10 +34,12 @@ from ssl_matfeat.network import LearnedInputs, NodeEmbeddingNetwork, Standardize
 from ssl_matfeat.training import Losses, TrainingOptions, train
 from ssl_matfeat.weights import Pretrained, load_weights
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 _EMA_DECAY = 0.99
 _SHAPE_NETWORKS = (
     "node_features",
-    "weights",
     "layers",
     "backbone",
     "n_channels",
@@ -107,7 +109,7 @@ class NEGNNBase(VersionedEstimator):
 
     @abstractmethod
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
+        self, y: Any, structures: list[Any], names: list[str], weight: NDArray[np.float32]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return ``y`` as an array, one row a crystal or site, and which crystals count, (n_crystals,).
 
@@ -141,7 +143,8 @@ class NEGNNBase(VersionedEstimator):
         y : array-like
             Targets, see the class.
         sample_weight : array-like of shape (n_crystals,), optional
-            What the losses of each crystal are multiplied by; one with 0 is as good as absent.
+            What the losses of each crystal are multiplied by, and its part in the scaling of the targets, not of the
+            inputs; one with 0 is as good as absent.
 
         Returns
         -------
@@ -152,10 +155,18 @@ class NEGNNBase(VersionedEstimator):
         StructureError, TypeError
             For the first bad structure.
         ValueError
-            If a parameter or ``y`` is off.
+            If a parameter or ``y`` is off, or training diverges.
+        WeightsError
+            If the weights do not exist or are damaged.
+        ImportError
+            If ``precision`` needs Lightning Fabric and it is not installed.
         """
         self._validate_params()
         check_device(self.device, torch.float32)
+        # In single precision a GPU needs no Fabric either.
+        fabric = (
+            None if self.precision == "32-true" else make_fabric(self.device, self.precision, 1)
+        )
         structures = as_structure_list(X)
         if y is None:
             raise ValueError(
@@ -179,7 +190,7 @@ class NEGNNBase(VersionedEstimator):
         split_seeds = self._split_seeds[:] if go_on else []
         shape = {name: getattr(self, name, None) for name in _SHAPE_NETWORKS}
         shape["layers"] = inputs.layers
-        shape["sha256 of the weights"] = pretrained.sha256 if inputs.layers else ""
+        shape["weights"] = pretrained if inputs.layers else None
         if kept and (changed := [name for name in shape if shape[name] != self._shape[name]]):
             raise ValueError(
                 f"warm_start=True goes on with networks that were fitted with "
@@ -190,10 +201,11 @@ class NEGNNBase(VersionedEstimator):
                 f"fine_tune=True trains the encoder of 'ssl', but node_features={self.node_features!r} has no such "
                 "part; add it ('ssl+…') or set fine_tune=False"
             )
-        target, counts = self._check_target(y, structures, weight)
+        names = item_names(X)
+        target, counts = self._check_target(y, structures, names, weight)
         self._split(np.flatnonzero(counts), y, seed=0)  # which a class may be too rare for
         dataset = Dataset.from_structures(
-            structures, inputs, self.batch_size, per_site=self._per_site
+            structures, inputs, self.batch_size, self._per_site, names
         )
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs, learned = self._fit_target(dataset, target, continued=bool(kept))
@@ -212,7 +224,7 @@ class NEGNNBase(VersionedEstimator):
                 network = kept[member]
             else:
                 network = self._new_network(dataset, training, n_outputs, inputs, seed)
-            records = self._train(network, dataset, training, validation, seed)
+            records = self._train(network, dataset, training, validation, seed, fabric)
             networks.append(network)
             history += [{"member": member, **record} for record in records]
         self.inputs_, self.networks_, self.history_ = inputs, networks, history
@@ -272,15 +284,12 @@ class NEGNNBase(VersionedEstimator):
         training: NDArray[np.int64],
         validation: NDArray[np.int64],
         seed: int,
+        fabric: Fabric | None,
     ) -> list[dict[str, Any]]:
         def losses(example: Example, generator: torch.Generator) -> Losses:
             per_row = self._loss(network(example), example.target)  # (n_rows,)
             return {"loss": (example.weight * per_row).sum()}
 
-        # In single precision a GPU needs no Fabric either.
-        fabric = (
-            None if self.precision == "32-true" else make_fabric(self.device, self.precision, 1)
-        )
         learned = [] if network.learned is None else list(network.learned.parameters())
         others = [p for p in network.parameters() if not any(p is q for q in learned)]
         network.to(self.device)
@@ -308,14 +317,19 @@ class NEGNNBase(VersionedEstimator):
     def _outputs(self, X: Any) -> tuple[NDArray[np.float64], list[int]]:
         """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal."""
         check_is_fitted(self, "networks_")
+        self._validate_params()
         check_device(self.device, torch.float32)
-        structures = as_structure_list(X)
+        structures, names = as_structure_list(X), item_names(X)
         networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
         pieces = []
         for first in range(0, len(structures), CHUNK):
             chunk = structures[first : first + CHUNK]
             dataset = Dataset.from_structures(
-                chunk, self.inputs_, self.batch_size, per_site=self._predicts_sites, first=first
+                chunk,
+                self.inputs_,
+                self.batch_size,
+                self._predicts_sites,
+                names[first : first + CHUNK],
             )
             everything = np.arange(len(chunk))
             with torch.inference_mode():

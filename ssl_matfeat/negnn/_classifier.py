@@ -146,13 +146,14 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         -------
         ndarray of shape (n_crystals,)
         """
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)  # which tells if there are classes
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
         return np.asarray(y)[crystals]
 
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
+        self, y: Any, structures: list[Any], names: list[str], weight: NDArray[np.float32]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         missing = np.flatnonzero(pd.isna(np.asarray(y, dtype=object)))
         if len(missing):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
+from pymatgen.core import IStructure
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_array
@@ -16,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_matfeat._validation import as_crystal, item_names, refuse_classes
+from ssl_matfeat._validation import as_crystal, refuse_classes
 from ssl_matfeat._warnings import warn
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision
@@ -44,16 +45,16 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         ``"onehot"`` (the atomic number), or a sum of these such as ``"ssl+raw"``.
     weights : str, Path or Pretrained, default="default"
         Of the encoder: a name of `list_weights`, a file of `save_weights` or ``SSLPretrainer.weights_``.
-    layers : tuple of str and int, or None
+    layers : tuple of str and int, or None, default=None
         Of ``"ssl"``: ``"pretext"`` and integers as in `SSLAtomFeaturizer`; None is all that the weights have, but for
         ``"environment"``, which a network can make of the others.
-    backbone : {"painn", "cgcnn", "schnet", "megnet", "gatv2", "gcn"}
+    backbone : {"painn", "cgcnn", "schnet", "megnet", "gatv2", "gcn"}, default="painn"
         The graph network, see `ssl_matfeat.backbones`.
-    n_channels : int
+    n_channels : int, default=64
         Width of the network.
-    n_layers : int
+    n_layers : int, default=3
         Message-passing layers; with 0 sites are told nothing of one another.
-    dropout : float
+    dropout : float, default=0.0
         Of the inputs and in the head; it harmed every regression that it was tried on.
     fine_tune : bool, default=False
         Train a copy of the pretrained encoder along with the network, instead of keeping the inputs of the sites as
@@ -64,13 +65,13 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         ``y`` has a number (or several) a crystal, or is a list of arrays with a number a site, NaN where unknown.
     loss : {"mae", "mse", "huber"}, default="mae"
         On targets scaled to mean 0 and standard deviation 1.
-    max_epochs : int
+    max_epochs : int, default=50
         Passes over the crystals.
-    batch_size : int
+    batch_size : int, default=2048
         Largest number of edges in a batch; a crystal has about 15 edges a site.
-    lr : float
+    lr : float, default=1e-3
         Learning rate of AdamW, annealed to zero along a cosine.
-    weight_decay : float
+    weight_decay : float, default=0.3
         Of AdamW.
     early_stopping : bool, default=False
         Set ``validation_fraction`` of the crystals aside, stop once the loss on them has not fallen for
@@ -79,7 +80,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         Of the crystals; each member of an ensemble draws its own.
     n_iter_no_change : int, default=20
         Epochs.
-    n_ensemble : int
+    n_ensemble : int, default=1
         Networks to train from different random numbers; predictions are their mean.
     warm_start : bool, default=False
         Go on from the networks of the previous fit, whose scaling of inputs and targets is kept. If the crystals are
@@ -228,7 +229,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         return self.target == "site"
 
     def _check_target(
-        self, y: Any, structures: list[Any], weight: NDArray[np.float32]
+        self, y: Any, structures: list[Any], names: list[str], weight: NDArray[np.float32]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if not self._per_site:
             if len({np.size(values) for values in y}) > 1:
@@ -237,8 +238,20 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
                     "target='site' if these are values of its sites"
                 )
             refuse_classes(y, "NEGNNRegressor", "NEGNNClassifier")
-            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), weight > 0
-        names = item_names(len(structures))
+            values = check_array(
+                y, ensure_2d=False, dtype=np.float64, ensure_all_finite="allow-nan", input_name="y"
+            )
+            missing = np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))
+            if len(missing):
+                raise ValueError(
+                    f"Input y contains NaN for {len(missing)} crystals, the first {names[missing[0]]}; leave these out"
+                )
+            if values.ndim == 2 and _look_like_sites(y, structures):
+                warn(
+                    f"each of the {values.shape[1]} values that y has for a crystal is learned as a target of its own; "
+                    "if these are values of its sites, set target='site'"
+                )
+            return values, weight > 0
         n_sites = [
             len(as_crystal(s, name).numbers) for s, name in zip(structures, names, strict=True)
         ]
@@ -293,6 +306,15 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         return tags
 
 
+def _look_like_sites(y: Any, structures: list[Any]) -> bool:
+    """Return whether ``y`` is a list of arrays that are as long as the structures, which have several sites."""
+    return all(
+        isinstance(values, np.ndarray) and 1 < len(values) == len(structure)
+        for values, structure in zip(y, structures, strict=True)
+        if isinstance(structure, IStructure)
+    ) and not isinstance(y, np.ndarray)
+
+
 def _warn_of_outliers(
     values: NDArray[np.float64], squares: NDArray[np.float64], crystals: NDArray[np.int64]
 ) -> None:
@@ -305,10 +327,13 @@ def _warn_of_outliers(
     crystals : ndarray of shape (n_known,)
         That these rows belong to.
     """
-    row = squares.sum(axis=1).argmax()
-    if len(values) >= _FEWEST_FOR_OUTLIERS and (squares[row] > 0.5 * squares.sum(axis=0)).any():
+    shares = squares / np.maximum(squares.sum(axis=0), np.finfo(float).tiny)
+    row, target = np.unravel_index(shares.argmax(), shares.shape)
+    if len(values) >= _FEWEST_FOR_OUTLIERS and shares[row, target] > 0.5:
+        of_target = f" of target {target}" if values.shape[1] > 1 else ""
+        or_log = ", or fit its logarithm" if (values[:, target] > 0).all() else ""
         warn(
-            f"the value {values[row].tolist()} in y[{crystals[row]}] alone makes up more than half of the variance of "
-            "y; y is scaled by its standard deviation, so that all others look alike to the network; check it, or fit "
-            "log(y)"
+            f"the value {values[row, target]:g}{of_target} in y[{crystals[row]}] alone makes up more than half of the "
+            "variance; y is scaled by its standard deviation, so that all others look alike to the network; check "
+            f"it{or_log}"
         )
