@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ALLOY, bcc, rock_salt, write_parquet
-from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 import ssl_matfeat
@@ -85,8 +84,7 @@ def test_a_file_of_several_structures_is_reported(tmp_path):
 
 
 def test_warnings_are_told_without_lines_of_code(folder, tmp_path):
-    neon = Structure(np.diag([4.4] * 3), ["Ne"], [[0, 0, 0]])
-    neon.to(folder / "neon.vasp", fmt="poscar")
+    (folder / "neon.vasp").write_text("Ne\n1\n4.4 0 0\n0 4.4 0\n0 0 4.4\nNe\n1\ndirect\n0 0 0\n")
     # Another process, since pytest takes the warnings of this one.
     command = [sys.executable, "-c", "from ssl_matfeat.cli import app; app()", "featurize"]
     output = tmp_path / "features.csv"
