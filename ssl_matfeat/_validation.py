@@ -315,6 +315,17 @@ def _reduced(composition: Composition) -> str:
         return composition.reduced_formula
 
 
+def refuse_structures(X: Any, name: str) -> None:
+    """Raise a TypeError if ``X`` holds structures, of which numpy would make an array of sites."""
+    if isinstance(X, list | tuple | pd.Series | np.ndarray) and len(X):
+        first = X.iloc[0] if isinstance(X, pd.Series) else X[0]
+        if isinstance(first, IStructure | Site):
+            raise TypeError(
+                f"X holds structures, but {name} takes columns of numbers; put SSLStructureFeaturizer and "
+                "StandardScaler before it in a pipeline"
+            )
+
+
 def refuse_classes(y: Any, name: str, instead: str) -> None:
     """Raise a ValueError if ``y`` holds strings, which fail with a message about floats, or booleans, which pass."""
     values = np.asarray(y)

@@ -28,7 +28,7 @@ from ssl_matfeat._kernel_search import (
     search_weights,
     solve,
 )
-from ssl_matfeat._validation import refuse_classes
+from ssl_matfeat._validation import refuse_classes, refuse_structures
 from ssl_matfeat._versioned import VersionedEstimator
 
 _LOSSES = ("huber", "squared")
@@ -146,6 +146,8 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         ------
         ValueError
             If the block sizes do not add up to the number of columns, ``y`` holds classes, or a parameter is off.
+        TypeError
+            If ``X`` holds structures.
         """
         fitted = copy.copy(self)  # a fit that fails or is interrupted leaves this one as it was
         fitted._fit(X, y)
@@ -153,6 +155,7 @@ class BlockKernelRidge(RegressorMixin, VersionedEstimator):
         return self
 
     def _fit(self, X: Any, y: Any) -> None:
+        refuse_structures(X, "BlockKernelRidge")
         refuse_classes(
             y,
             "BlockKernelRidge",

@@ -230,6 +230,10 @@ def pretrain(
         raise typer.BadParameter(
             f"no structure files in {corpus}: {_READ}, or parquet files", param_hint="CORPUS"
         )
+    try:
+        pretrainer._check_parameters()  # a wrong option is told before all files are read
+    except (ImportError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     structures, errors = _read(files)
     if files and not structures:
         _report(errors)

@@ -85,8 +85,8 @@ def radius_table() -> NDArray[np.float64]:
     """Return calculated atomic radii in Å, (104,); row 0 is NaN.
 
     pymatgen's ``atomic_radius_calculated``; where that is missing the empirical ``atomic_radius``, and
-    where both are (At, Fr, and from Cm on), 1.75 Å as for the earlier actinides. The two scales differ by some 0.5 Å for La, Ce
-    and Ho, whose radii are empirical among calculated ones.
+    where both are (At, Fr, and from Cm on), 1.75 Å as for the earlier actinides. The two scales
+    differ by some 0.5 Å for La, Ce and Ho, whose radii are empirical among calculated ones.
     """
     radii = [np.nan]
     for z in range(1, N_CLASSES):

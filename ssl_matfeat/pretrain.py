@@ -170,8 +170,7 @@ class SSLPretrainer(VersionedEstimator):
         UserWarning
             If fewer than 50 crystals are left to validate on.
         """
-        weights, encoder_name = self._check_tasks()
-        self._check_numbers()
+        weights, encoder_name = self._check_parameters()
         said = self.get_params()
         given = {name: value for name, value in said.items() if name not in ("tasks", "verbose")}
         # As Python's own numbers: torch's generators and checkpoints, and the JSON of the card, take no others.
@@ -268,7 +267,8 @@ class SSLPretrainer(VersionedEstimator):
         tags.input_tags.two_d_array = False
         return tags
 
-    def _check_numbers(self) -> None:
+    def _check_parameters(self) -> tuple[dict[str, float], str]:
+        """Return the weights of the tasks, and the encoder that they train."""
         for name in ("n_channels", "max_epochs", "batch_size", "max_sites", "n_devices"):
             check_scalar(getattr(self, name), name, Integral, min_val=1)
         check_scalar(self.random_state, "random_state", Integral, min_val=0, max_val=2**63 - 1)
@@ -278,8 +278,6 @@ class SSLPretrainer(VersionedEstimator):
         fraction(self.validation_fraction, "validation_fraction", include_boundaries="neither")
         if self.ema_decay is not None:
             fraction(self.ema_decay, "ema_decay", include_boundaries="left")
-
-    def _check_tasks(self) -> tuple[dict[str, float], str]:
         tasks = {self.tasks: 1.0} if isinstance(self.tasks, str) else self.tasks
         if not isinstance(tasks, Mapping):
             raise TypeError(

@@ -3,8 +3,8 @@
 The bond i-j is a spring of stiffness k = 167 N/m · s (χ_i χ_j / d²)^(3/4): Gordy's rule (J. Chem. Phys. 14, 305, 1946)
 without its constant, so that a bond of no order has no stiffness. χ are electronegativities (Pauling), d is in Å, and
 s = exp((r_i + r_j - d) / 0.37 Å) is a bond order with the decay of Brown's bond valence (Acta Cryst. B 41, 244, 1985),
-1 where d is the sum of covalent radii. A tenth of k resists the turning of the bond (Born's model), which stands for angles but,
-unlike them, also resists the rotation of a rigid unit. The atoms relax under a strain.
+1 where d is the sum of covalent radii. A tenth of k resists the turning of the bond (Born's model), which stands for
+angles but, unlike them, also resists the rotation of a rigid unit. The atoms relax under a strain.
 """
 
 from __future__ import annotations

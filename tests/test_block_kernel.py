@@ -3,7 +3,9 @@
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import CRYSTALS
 from scipy.optimize import minimize
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.kernel_ridge import KernelRidge
@@ -282,3 +284,10 @@ def test_inner_folds_are_as_asked_for(telling_and_noise, option):
     X, y = telling_and_noise
     first, second = BlockKernelRidge().fit(X, y), BlockKernelRidge(**option).fit(X, y)
     assert not np.allclose(first.inner_prediction_, second.inner_prediction_)
+
+
+@pytest.mark.parametrize("kind", [list, pd.Series, lambda X: pd.Series(X).to_numpy()])
+def test_structures_without_a_featurizer_are_refused_by_name(kind):
+    X = kind([CRYSTALS["NaCl"], CRYSTALS["Cu"]])
+    with pytest.raises(TypeError, match=r"X holds structures, .* put SSLStructureFeaturizer"):
+        BlockKernelRidge().fit(X, [1.0, 2.0])

@@ -234,6 +234,13 @@ def test_pretrain_says_what_it_can_read(corpus, tmp_path):
     assert "no file in" in unwrapped(result.output)
 
 
+def test_pretrain_refuses_an_unknown_task_before_it_reads(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_matfeat.cli._read", None)
+    result = run("pretrain", folder, tmp_path / "own.safetensors", "--task", "foo")
+    assert result.exit_code == 2
+    assert "tasks must be of" in unwrapped(result.output)
+
+
 def test_warnings_of_parsers_become_one_line(folder, tmp_path):
     rounded = SALT.to(fmt="cif").replace("0.50000000", "0.33330000", 1)  # which pymatgen warns of
     for name in ("a", "b"):

@@ -291,3 +291,9 @@ def test_weights_read_in_double_precision_are_single(weight_files, double_by_def
     assert {t.dtype for t in weights.encoder.state_dict().values()} <= {torch.float32, torch.int64}
     pretrainer = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING)
     assert pretrainer.fit(list(CRYSTALS.values()) * 3).history_
+
+
+def test_classes_of_sites_are_refused_with_a_way_out():
+    X = [CRYSTALS["NaCl"]] * 4
+    with pytest.raises(ValueError, match=r"one class each; for sites .* SSLAtomFeaturizer"):
+        NEGNNClassifier().fit(X, [np.array([0, 1])] * 4)

@@ -160,6 +160,11 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
             raise ValueError(
                 f"{len(missing)} classes in y are missing, the first in y[{missing[0]}]; leave these crystals out"
             )
+        if any(np.size(classes) != 1 for classes in y):
+            raise ValueError(
+                "y has several values for a crystal, but NEGNNClassifier tells one class each; for sites or several "
+                "targets fit columns of SSLAtomFeaturizer or SSLStructureFeaturizer with a classifier of scikit-learn"
+            )
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         # A sample of weight 0 is as good as absent, and so is a class of such samples.
