@@ -79,7 +79,7 @@ def as_structure_list(X: Any) -> list[Any]:
         If ``X`` is empty or has several columns.
     """
     if isinstance(X, IMolecule):
-        as_crystal(X, "X")
+        as_crystal(X, "X")  # which says why not
     if isinstance(X, IStructure | Site):
         raise TypeError(
             f"X is one {type(X).__name__} ({_formula(X)}), but a list of structures is expected; pass [structure]"
