@@ -175,6 +175,10 @@ def pretrain(
     ] = 8192,
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 2e-3,
     max_sites: Annotated[int, typer.Option(help="Leave larger crystals out.")] = 40,
+    max_expansion: Annotated[
+        float,
+        typer.Option(help="Leave crystals out that have more times the volume of their elements."),
+    ] = 5.0,
     validation_fraction: Annotated[
         float, typer.Option(help="Held out to measure the losses, if no column split says it.")
     ] = 0.02,
@@ -218,6 +222,7 @@ def pretrain(
         batch_size=batch_size,
         lr=lr,
         max_sites=max_sites,
+        max_expansion=max_expansion,
         validation_fraction=validation_fraction,
         random_state=seed,
         device=device,

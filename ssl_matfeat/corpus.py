@@ -17,6 +17,7 @@ from ssl_matfeat._validation import (
     crystal_from_arrays,
     item_names,
 )
+from ssl_matfeat.elements import PROPERTIES, property_table
 from ssl_matfeat.graph import CrystalGraphs
 
 
@@ -66,6 +67,15 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
         )
     validating = (frame["split"].iloc[good] == "validation").to_numpy() if has_split else None
     return graphs, validating, {int(frame.index[i]): text for i, text in errors.items()}
+
+
+def expansion(graphs: CrystalGraphs) -> NDArray[np.float64]:
+    """Return the volume of each crystal, over that of its atoms in the ground states of the elements, (n_crystals,)."""
+    of_element = property_table()[:, PROPERTIES.index("GSvolume_pa")]
+    starts = np.cumsum(graphs.n_sites) - graphs.n_sites
+    return np.abs(np.linalg.det(graphs.lattice)) / np.add.reduceat(
+        of_element[graphs.numbers], starts
+    )
 
 
 def _read_row(row: tuple[Any, Any, Any], name: str) -> Crystal:

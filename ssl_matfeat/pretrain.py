@@ -24,7 +24,7 @@ from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat._versioned import VersionedEstimator
 from ssl_matfeat._warnings import warn
 from ssl_matfeat.context_encoder import N_ENVIRONMENTS, ContextEncoder
-from ssl_matfeat.corpus import read_list, read_parquet
+from ssl_matfeat.corpus import expansion, read_list, read_parquet
 from ssl_matfeat.devices import launch, make_fabric
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
 from ssl_matfeat.pretext import TASKS, Pretext
@@ -66,6 +66,9 @@ class SSLPretrainer(VersionedEstimator):
     max_sites : int, default=40
         Larger crystals are left out of training, since they cost most and teach no more; prototypes of environments
         are looked for in them too.
+    max_expansion : float, default=5.0
+        Crystals of more than so many times the volume that their atoms have in the ground states of the elements are
+        left out: they are clusters in empty space. Set ``numpy.inf`` to learn from molecules in boxes.
     validation_fraction : float, default=0.02
         Held out to measure the losses, unless a parquet file says itself which rows are for validation.
     random_state : int, default=0
@@ -117,6 +120,7 @@ class SSLPretrainer(VersionedEstimator):
         weight_decay: float = 1e-4,
         ema_decay: float | None = 0.999,
         max_sites: int = 40,
+        max_expansion: float = 5.0,
         validation_fraction: float = 0.02,
         random_state: int = 0,
         device: str = "cpu",
@@ -132,6 +136,7 @@ class SSLPretrainer(VersionedEstimator):
         self.weight_decay = weight_decay
         self.ema_decay = ema_decay
         self.max_sites = max_sites
+        self.max_expansion = max_expansion
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.device = device
@@ -181,20 +186,23 @@ class SSLPretrainer(VersionedEstimator):
         )
         fabric = make_fabric(*(parameters[name] for name in ("device", "precision", "n_devices")))
         graphs, validating, errors = self._read(X)
-        small = graphs.n_sites <= self.max_sites
+        dense = expansion(graphs) <= self.max_expansion
+        small = dense & (graphs.n_sites <= self.max_sites)
         roles = small * (1 + validating)  # 0: left out, 1: training, 2: validation
         training, held_out = np.flatnonzero(roles == 1), np.flatnonzero(roles == 2)
         if graphs.n_sites[training].sum() < 2 or len(held_out) == 0:
             raise ValueError(
                 f"of {len(graphs)} usable structures {len(training)} are left for training and {len(held_out)} for "
-                f"validation after max_sites={self.max_sites} and validation_fraction={self.validation_fraction}, or "
-                "the column split if there is one; at least one of each is needed, and two sites to train on"
+                f"validation after max_sites={self.max_sites}, max_expansion={self.max_expansion} and "
+                f"validation_fraction={self.validation_fraction}, or the column split if there is one; at least one "
+                "of each is needed, and two sites to train on"
             )
         if len(held_out) < FEWEST_TO_VALIDATE:
             warn(
-                f"only {len(held_out)} of {small.sum()} crystals (max_sites={self.max_sites}) are for validation, so "
-                f"its losses and metrics_ say little; for {FEWEST_TO_VALIDATE} or more, raise validation_fraction="
-                f"{self.validation_fraction}, or mark more rows 'validation' in the column split if there is one"
+                f"only {len(held_out)} of {small.sum()} crystals (max_sites={self.max_sites}, max_expansion="
+                f"{self.max_expansion}) are for validation, so its losses and metrics_ say little; for "
+                f"{FEWEST_TO_VALIDATE} or more, raise validation_fraction={self.validation_fraction}, or mark more "
+                "rows 'validation' in the column split if there is one"
             )
         n_edges = int(np.minimum(graphs.n_edges[training], self.batch_size).sum())
         if self.n_devices > 1 and n_edges < self.n_devices * self.batch_size:
@@ -228,7 +236,9 @@ class SSLPretrainer(VersionedEstimator):
             options.random_state,
         )
         if isinstance(pretext.encoder, ContextEncoder):
-            everything = np.flatnonzero(~validating)  # crystals of any size: here they cost little
+            everything = np.flatnonzero(
+                dense & ~validating
+            )  # crystals of any size: here they cost little
             pretext.encoder.learn_environments(graphs, everything, options.random_state)
         seen = np.unique(graphs.numbers[np.repeat(roles == 1, graphs.n_sites)])
         card = {
@@ -239,6 +249,7 @@ class SSLPretrainer(VersionedEstimator):
                 "n_training": len(training),
                 "n_validation": len(held_out),
                 "max_sites": parameters["max_sites"],
+                "max_expansion": parameters["max_expansion"],
             },
             "config": config,
             "parameters": parameters,
@@ -274,6 +285,9 @@ class SSLPretrainer(VersionedEstimator):
         check_scalar(self.random_state, "random_state", Integral, min_val=0, max_val=2**63 - 1)
         check_scalar(self.lr, "lr", Real, min_val=0, include_boundaries="neither")
         check_scalar(self.weight_decay, "weight_decay", Real, min_val=0)
+        check_scalar(
+            self.max_expansion, "max_expansion", Real, min_val=0, include_boundaries="neither"
+        )
         fraction = partial(check_scalar, target_type=Real, min_val=0, max_val=1)
         fraction(self.validation_fraction, "validation_fraction", include_boundaries="neither")
         if self.ema_decay is not None:

@@ -253,7 +253,13 @@ def test_warnings_of_parsers_become_one_line(folder, tmp_path):
 
 def test_pretrain_passes_its_options_on(corpus, tmp_path):
     output = tmp_path / "own.safetensors"
-    options = {"n_channels": 8, "batch_size": 900, "lr": 0.001, "max_sites": 12}
+    options = {
+        "n_channels": 8,
+        "batch_size": 900,
+        "lr": 0.001,
+        "max_sites": 12,
+        "max_expansion": 4.0,
+    }
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     more = ["--validation-fraction=0.25", "--seed=3"]
     result = run("pretrain", corpus, output, "--task=strain", "--epochs=2", *words, *more)

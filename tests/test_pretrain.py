@@ -48,7 +48,12 @@ def test_fit_reduces_the_loss(small_crystals, tasks):
     assert all(np.isfinite(list(record.values())).all() for record in pretrainer.history_)
     assert pretrainer.metrics_
     card = pretrainer.weights_.card
-    assert card["training_data"] == {"n_training": 48, "n_validation": 12, "max_sites": 40}
+    assert card["training_data"] == {
+        "n_training": 48,
+        "n_validation": 12,
+        "max_sites": 40,
+        "max_expansion": 5.0,
+    }
     assert not pretrainer.weights_.encoder.training
 
 
@@ -137,12 +142,27 @@ def test_few_validation_crystals_are_warned_of(small_crystals):
         enough.fit(X)
 
 
+def test_clusters_in_empty_space_are_left_out(small_crystals):
+    X = [s.copy() for s in small_crystals[0][:21]]
+    X[0].scale_lattice(10 * X[0].volume)
+
+    def n_crystals(**options):
+        fitted = SSLPretrainer("predictive", max_epochs=1, **SMALL_PRETRAINING, **options).fit(X)
+        data = fitted.weights_.card["training_data"]
+        return data["n_training"] + data["n_validation"]
+
+    assert n_crystals() == 20
+    assert n_crystals(max_expansion=np.inf) == 21
+    with pytest.raises(ValueError, match=r"0 are left for training .* max_expansion=0.1"):
+        n_crystals(max_expansion=0.1)
+
+
 def test_no_usable_structure_is_an_error(small_crystals):
     with pytest.raises(
         ValueError, match=r"none of 2 structures is usable; the first: .*disordered"
     ):
         SSLPretrainer().fit([ALLOY, ALLOY])
-    with pytest.raises(ValueError, match="max_sites=1 and validation_fraction"):
+    with pytest.raises(ValueError, match=r"max_sites=1, max_expansion=5.0 and validation_fraction"):
         SSLPretrainer(max_sites=1).fit(small_crystals[0][:5])
     with pytest.raises(ValueError, match="two sites to train on"):
         SSLPretrainer(validation_fraction=0.5).fit([fcc().get_primitive_structure()] * 2)
