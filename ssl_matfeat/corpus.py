@@ -70,12 +70,13 @@ def read_parquet(path: Path) -> tuple[CrystalGraphs, NDArray[np.bool_] | None, d
 
 
 def expansion(graphs: CrystalGraphs) -> NDArray[np.float64]:
-    """Return the volume of each crystal, over that of its atoms in the ground states of the elements, (n_crystals,)."""
+    """Return the volume of each crystal, over that of its atoms in the ground states of the elements, (n_crystals,).
+
+    That is 1 over the channel ``elemental packing``, which needs a batch of few.
+    """
     of_element = property_table()[:, PROPERTIES.index("GSvolume_pa")]
-    starts = np.cumsum(graphs.n_sites) - graphs.n_sites
-    return np.abs(np.linalg.det(graphs.lattice)) / np.add.reduceat(
-        of_element[graphs.numbers], starts
-    )
+    of_atoms = np.add.reduceat(of_element[graphs.numbers], graphs.site_start[:-1])
+    return np.abs(np.linalg.det(graphs.lattice)) / of_atoms
 
 
 def _read_row(row: tuple[Any, Any, Any], name: str) -> Crystal:

@@ -50,6 +50,13 @@ def is_outdated(version: str, last_change: str = FEATURES_VERSION) -> bool:
     return then < change
 
 
+def is_current(cell: Any | None, data_key: str, last_change: str = FEATURES_VERSION) -> bool:
+    """Return whether there is a cell, of this data, whose version gave what today's gives."""
+    if cell is None or cell.data != data_key:
+        return False
+    return not is_outdated(cell.version, last_change)
+
+
 @dataclass(frozen=True)
 class Block:
     """How to compute some columns."""

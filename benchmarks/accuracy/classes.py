@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from _features import MAGPIE, Features, compute_features, is_outdated
+from _features import MAGPIE, Features, compute_features, is_current
 from _runner import (
     FOLDS,
     DataOption,
@@ -175,17 +175,13 @@ def main(
         loaded = TASKS[name](data)
         for row in features:
             wanted = [(name, row, h, fold) for h in head for fold in folds]
-            missing = [key for key in wanted if not _is_current(done.get(key), loaded)]
+            missing = [key for key in wanted if not is_current(done.get(key), loaded.key)]
             if not missing:
                 continue
             found = compute_features(row, loaded.X, loaded.key)
             for key in tqdm(missing, desc=f"{name}, {row}", unit="cell"):
                 done[key] = _score(key, found, loaded)
                 _write(result, list(done.values()))
-
-
-def _is_current(cell: Cell | None, data: Data) -> bool:
-    return cell is not None and cell.data == data.key and not is_outdated(cell.version)
 
 
 def _score(key: tuple[str, str, str, str], features: Features, data: Data) -> Cell:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from _features import NETWORKS_VERSION, is_outdated
+from _features import NETWORKS_VERSION, is_current
 from _runner import DataOption, SeedOption, results_folder, versions, write_report
 from _tasks import DATA_HOME, hash_inputs
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ def main(
     data_key = hash_inputs([*X, *X_test], np.concatenate([*y, actual]).tobytes())
     for name in tqdm(model, unit="model"):
         key = name, seed, n_train, n_test
-        if _is_current(done.get(key), data_key):
+        if is_current(done.get(key), data_key, NETWORKS_VERSION):
             continue
         start = time.perf_counter()
         error = np.abs(MODELS[name](X, y, X_test, seed) - actual)
@@ -169,12 +169,6 @@ def main(
         typer.echo(
             f"{cell.model:20} {cell.n_train} crystals: {cell.mae:.3f} µB, magnetic {cell.mae_magnetic:.3f} µB"
         )
-
-
-def _is_current(cell: Cell | None, data_key: str) -> bool:
-    if cell is None or cell.data != data_key:
-        return False
-    return not is_outdated(cell.version, NETWORKS_VERSION)
 
 
 if __name__ == "__main__":
