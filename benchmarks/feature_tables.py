@@ -12,7 +12,7 @@ import learning_curves
 import matbench
 import numpy as np
 import representation
-from _features import MAGPIE, REFERENCE
+from _features import MAGPIE, REFERENCE, changes
 from _published import PUBLISHED, SOURCES
 from _runner import FOLDS
 from _tasks import HOLDOUT, TASKS
@@ -97,9 +97,9 @@ def coverage_table(reports: Reports) -> str:
 
 def is_earlier(report: Report | None) -> str:
     """Return the mark of a feature set that holds features of ours as they were before they changed."""
-    ours = {"raw", "default", "untrained", "site-default", "site-shell", *leakage.ROWS}
-    changed = report is not None and ours & set(report["features"].split("+"))
-    return earlier(report["versions"]["ssl-matfeat"]) if report and changed else ""
+    if report is None:
+        return ""
+    return earlier(report["versions"]["ssl-matfeat"], changes(report["features"]))
 
 
 def error_cell(reports: Reports, task: str, name: str, head: str) -> str:
@@ -307,5 +307,7 @@ def classes_table(path: Path) -> str:
             else ""
             for s in found
         ]
-        rows.append([task, features, *shown])
+        of_row = [c for c in cells if (c["task"], c["features"]) == (task, features)]
+        marks = {earlier(cell["version"], changes(features)) for cell in of_row}
+        rows.append([task, features + "".join(marks), *shown])
     return csv_table(["task", "features", *heads], rows)

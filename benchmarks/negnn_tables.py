@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _features import NETWORKS_VERSION
+from _features import network_changes
+from mp_magmom import last_changes
 from numpy.typing import NDArray
 from tables import csv_table, earlier, number, with_spread
 
@@ -49,7 +50,9 @@ def _whole_cells(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _marks(cells: Sequence[dict[str, Any]]) -> str:
-    return "".join({earlier(cell["version"], NETWORKS_VERSION) for cell in cells} - {""})
+    changes = [network_changes(cell["parameters"]["node_features"]) for cell in cells]
+    marks = {earlier(cell["version"], then) for cell, then in zip(cells, changes, strict=True)}
+    return "".join(marks - {""})
 
 
 def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
@@ -109,7 +112,7 @@ def moments_table(path: Path) -> str:
     report = json.loads(path.read_text())
     rows = [
         [
-            c["model"] + _marks([c]),
+            c["model"] + earlier(c["version"], last_changes(c["model"])),
             str(c["n_train"]),
             *(number(c[k], report["unit"]) for k in _MOMENT_ERRORS),
         ]

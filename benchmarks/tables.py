@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from _features import FEATURES_VERSION, is_outdated
+from _features import is_outdated
 from numpy.typing import NDArray
 
 
@@ -13,12 +15,12 @@ def number(value: float, unit: str) -> str:
 
 
 EARLIER = "†"
-"""Stands behind what was measured before the last change of our features, or of our networks."""
+"""Stands behind what was measured before the last change of our features, weights or networks."""
 
 
-def earlier(version: str, last_change: str = FEATURES_VERSION) -> str:
-    """Return the mark of numbers that stem from a version before the last change."""
-    return EARLIER if is_outdated(version, last_change) else ""
+def earlier(version: str, last_changes: Sequence[str]) -> str:
+    """Return the mark of numbers that stem from a version before one of the last changes."""
+    return EARLIER if is_outdated(version, last_changes) else ""
 
 
 def with_spread(maes: NDArray[np.float64] | None, unit: str) -> str:

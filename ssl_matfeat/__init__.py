@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know the names too
     from ssl_matfeat.pretrain import SSLPretrainer as SSLPretrainer
     from ssl_matfeat.weights import list_weights as list_weights
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _MODULE_OF = {
     "BlockKernelRidge": "block_kernel",

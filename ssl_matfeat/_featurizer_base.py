@@ -18,7 +18,7 @@ from ssl_matfeat._citations import cite
 from ssl_matfeat._compute import BatchFunction, check_device, compute_rows
 from ssl_matfeat._validation import as_structure_list
 from ssl_matfeat._versioned import VersionedEstimator
-from ssl_matfeat._warnings import warn
+from ssl_matfeat._warnings import warn_of_unusable
 from ssl_matfeat.blocks import RAW_BLOCKS, Layer, Layers, resolve_layers
 from ssl_matfeat.weights import Pretrained, load_weights
 
@@ -146,11 +146,8 @@ class SSLFeaturizer(VersionedEstimator, BaseFeaturizer):
         )
         if not set(self._layers()) <= set(RAW_BLOCKS):
             self._pretrained().warn_of_unseen(elements)
-        if errors:  # trees take NaN for a value and predict from it
-            warn(
-                f"{len(errors)} of {len(structures)} structures could not be used and have NaN for features; drop "
-                f"them, or find out why, e.g. {next(iter(errors.values()))}"
-            )
+        # Trees take NaN for a value and predict from it.
+        warn_of_unusable(errors, len(structures), "NaN for features")
         return rows, errors
 
     def _rows_for_matminer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,6 @@ from sklearn.utils import check_array
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_matfeat._compute import build_graphs
-from ssl_matfeat._validation import item_names
 from ssl_matfeat.blocks import RAW_BLOCKS, CrystalFeatures, Layer, channel_names, resolve_layers
 from ssl_matfeat.elements import N_CLASSES, indicator_table
 from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
@@ -111,25 +109,10 @@ class Dataset:
     """Whether a row is a site or a crystal."""
 
     @classmethod
-    def from_structures(
-        cls,
-        structures: Sequence[Any],
-        inputs: Inputs,
-        max_edges: int,
-        per_site: bool = False,
-        names: Sequence[str] | None = None,
+    def from_graphs(
+        cls, graphs: CrystalGraphs, inputs: Inputs, max_edges: int, per_site: bool = False
     ) -> Dataset:
-        """Build graphs and inputs, once for all epochs; nothing is known about the target yet.
-
-        ``names`` are what messages call the structures; None is their positions.
-
-        Raises
-        ------
-        StructureError, TypeError
-            For the first bad structure.
-        """
-        graphs, _, _ = build_graphs(structures, names or item_names(structures))
-        assert graphs is not None  # a bad structure has raised
+        """Compute the inputs, once for all epochs; nothing is known about the target yet."""
         if inputs.layers:
             inputs.pretrained.warn_of_unseen(graphs.numbers)
         with torch.no_grad():

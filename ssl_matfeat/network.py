@@ -110,7 +110,7 @@ class NodeEmbeddingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.standardize_sites, self.standardize_crystals = standardize_sites, standardize_crystals
-        self.per_site = per_site
+        self.per_site, self.n_outputs = per_site, n_outputs
         self.learned = learned
         n_site_inputs, n_crystal_inputs = (
             len(standardize_sites.mean),

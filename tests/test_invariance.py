@@ -304,7 +304,7 @@ def test_a_scaler_finds_no_rounding_in_crystals_of_one_prototype():
 def network_inputs(structures):
     """Return what a network is told of crystals, beside their sites."""
     inputs = Inputs("ssl+raw", load_weights("default"), None)
-    return Dataset.from_structures(structures, inputs, 2048).crystals
+    return Dataset.from_graphs(CrystalGraphs.from_structures(structures), inputs, 2048).crystals
 
 
 def test_a_network_is_told_no_rounding_in_crystals_of_one_prototype():

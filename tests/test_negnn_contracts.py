@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import (
+    ALLOY,
     CRYSTALS,
     QUICK_NETWORK,
     SMALL_PRETRAINING,
@@ -22,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from ssl_matfeat import NEGNNClassifier, NEGNNRegressor, SSLPretrainer, StructureError
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.examples import Dataset
+from ssl_matfeat.negnn import _base
 from ssl_matfeat.weights import load_weights
 
 
@@ -255,7 +257,7 @@ def test_a_part_to_validate_on_is_asked_of_the_crystals_that_count(few_crystals,
     X = few_crystals[0]
     sites = [np.full(len(s), np.nan) for s in X]
     sites[0][0] = 1.0
-    monkeypatch.setattr(Dataset, "from_structures", None)  # so it is asked before inputs are made
+    monkeypatch.setattr(Dataset, "from_graphs", None)  # so it is asked before inputs are made
     with pytest.raises(ValueError, match=r"validation_fraction=0\.1 of the 1 crystals that count"):
         quick_network(target="site", early_stopping=True).fit(X, sites)
 
@@ -297,3 +299,53 @@ def test_classes_of_sites_are_refused_with_a_way_out():
     X = [CRYSTALS["NaCl"]] * 4
     with pytest.raises(ValueError, match=r"one class each; for sites .* SSLAtomFeaturizer"):
         NEGNNClassifier().fit(X, [np.array([0, 1])] * 4)
+
+
+def test_bad_structures_cost_no_other_prediction(few_crystals, fitted_network, monkeypatch):
+    X, _ = few_crystals
+    model = clone(fitted_network).set_params(on_error="nan", n_ensemble=2).fit(*few_crystals)
+    mixed = [ALLOY, X[0], None, X[1], X[2], ALLOY]
+    good = [1, 3, 4]
+    monkeypatch.setattr(_base, "CHUNK", 2)  # the last piece has a bad one beside a good one
+    with pytest.warns(
+        UserWarning, match=r"3 of 6 structures .* no prediction.*X\[0\] .*disordered"
+    ):
+        predicted, std = model.predict(mixed, return_std=True)
+    expected, expected_std = model.predict(X[:3], return_std=True)
+    assert model.errors_ == {}
+    np.testing.assert_allclose(predicted[good], expected, atol=1e-5)
+    np.testing.assert_allclose(std[good], expected_std, atol=1e-5)
+    assert np.isnan(predicted[[0, 2, 5]]).all()
+    with pytest.warns(UserWarning, match="2 of 2 structures"):
+        assert np.isnan(model.predict([None, ALLOY])).all()
+    assert "TypeError: X[0] is None" in model.errors_[0]
+    with pytest.raises(StructureError, match=r"X\[0\]"):
+        model.set_params(on_error="raise").predict(mixed)
+    with pytest.raises(StructureError, match=r"X\[0\]"):
+        model.set_params(on_error="nan").fit(mixed, np.arange(6.0))
+
+
+def test_sites_of_bad_structures_have_no_prediction(few_crystals):
+    X = few_crystals[0]
+    model = quick_network(target="site", on_error="nan").fit(X, nearest_distances(X))
+    with pytest.warns(UserWarning, match="2 of 4 structures"):
+        predicted = model.predict([X[0], ALLOY, X[1], None])
+    assert [len(values) for values in predicted] == [len(X[0]), len(ALLOY), len(X[1]), 0]
+    assert np.isnan(predicted[1]).all()
+    expected = model.predict(X[:2])
+    for one, other in zip(predicted[::2], expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_bad_structures_have_no_class(few_crystals):
+    X, y = few_crystals
+    model = NEGNNClassifier(**QUICK_NETWORK, on_error="nan").fit(X, y > 2)
+    with pytest.warns(UserWarning, match="1 of 3 structures"):
+        labels = model.predict([X[0], ALLOY, X[1]])
+    assert labels[1] is None
+    good = model.predict(X[:2])
+    assert good.dtype == bool
+    assert labels[::2].tolist() == good.tolist()
+    with pytest.warns(UserWarning, match="1 of 3 structures"):
+        probabilities = model.predict_proba([X[0], ALLOY, X[1]])
+    assert np.isnan(probabilities).any(axis=1).tolist() == [False, True, False]

@@ -20,7 +20,7 @@ from pymatgen.core import Structure
 from ssl_matfeat import StructureError
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.examples import Dataset, Inputs
-from ssl_matfeat.graph import CrystalBatch
+from ssl_matfeat.graph import CrystalBatch, CrystalGraphs
 from ssl_matfeat.negnn import _base
 from ssl_matfeat.network import LEARNED_WEIGHT, Standardize
 
@@ -142,7 +142,8 @@ def test_schnet_hears_nothing_from_beyond_its_cutoff():
 
 def test_head_is_told_mean_and_maximum_of_the_states(few_crystals, fitted_network):
     network = fitted_network.networks_[0]
-    dataset = Dataset.from_structures(few_crystals[0][:6], fitted_network.inputs_, 2048)
+    graphs = CrystalGraphs.from_structures(few_crystals[0][:6])
+    dataset = Dataset.from_graphs(graphs, fitted_network.inputs_, 2048)
     example = dataset.batch(np.arange(6), "cpu")
     states, told = [], []
     hooks = [
@@ -183,7 +184,7 @@ def test_predicting_in_pieces_changes_nothing(few_crystals, monkeypatch):
 
 def test_learned_inputs_are_pooled_by_their_mean_and_weighed_less(few_crystals):
     inputs = Inputs("ssl+raw", QUICK_NETWORK["weights"], None)
-    dataset = Dataset.from_structures(few_crystals[0], inputs, 2048)
+    dataset = Dataset.from_graphs(CrystalGraphs.from_structures(few_crystals[0]), inputs, 2048)
     for columns in (dataset.sites, dataset.crystals):
         x = torch.from_numpy(columns)
         plain, weighed = Standardize(columns, 0)(x), Standardize(columns, inputs.n_learned)(x)

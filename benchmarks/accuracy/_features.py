@@ -34,6 +34,8 @@ FEATURES_VERSION = "0.3"
 """The version that last changed raw channels and the context encoder; results of earlier ones are not of today's.
 
 0.4 made raw channels below 1e-4 zero, which moved errors by less than other seeds do, and is not counted."""
+WEIGHTS_VERSION = "0.5"
+"""The version that last changed the default weights, which feature sets with learned blocks and networks read."""
 NETWORKS_VERSION = "0.4"
 """The version that last changed NEGNN, or what it is told."""
 ALIASES = {STRUCTURAL: "crystal-nn+density+symmetry+packing"}
@@ -44,17 +46,32 @@ _PIECE = 100
 """Crystals whose slow columns are computed and kept at a time."""
 
 
-def is_outdated(version: str, last_change: str = FEATURES_VERSION) -> bool:
+def changes(features: str) -> tuple[str, ...]:
+    """Return the versions that changed a feature set last: none if it is not ours, or the paper's alone."""
+    parts = set(features.split("+"))
+    if parts & {"default", "site-default"}:
+        return FEATURES_VERSION, WEIGHTS_VERSION
+    if parts & {"raw", "untrained", "site-shell", "seen", "unseen"}:
+        return (FEATURES_VERSION,)
+    return ()
+
+
+def network_changes(node_features: str) -> tuple[str, ...]:
+    """Return the versions that changed last what a NEGNN of these node inputs gives."""
+    return (NETWORKS_VERSION, WEIGHTS_VERSION) if "ssl" in node_features else (NETWORKS_VERSION,)
+
+
+def is_outdated(version: str, last_changes: Sequence[str]) -> bool:
     """Return whether what this version of ssl_matfeat gave is no longer what today's gives."""
-    then, change = (tuple(map(int, v.split(".")[:2])) for v in (version, last_change))
-    return then < change
+    then, *later = (tuple(map(int, v.split(".")[:2])) for v in (version, *last_changes))
+    return any(then < change for change in later)
 
 
-def is_current(cell: Any | None, data_key: str, last_change: str = FEATURES_VERSION) -> bool:
+def is_current(cell: Any | None, data_key: str, last_changes: Sequence[str]) -> bool:
     """Return whether there is a cell, of this data, whose version gave what today's gives."""
     if cell is None or cell.data != data_key:
         return False
-    return not is_outdated(cell.version, last_change)
+    return not is_outdated(cell.version, last_changes)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from _features import MAGPIE, Features, compute_features, is_current
+from _features import MAGPIE, Features, changes, compute_features, is_current
 from _runner import (
     FOLDS,
     DataOption,
@@ -175,7 +175,9 @@ def main(
         loaded = TASKS[name](data)
         for row in features:
             wanted = [(name, row, h, fold) for h in head for fold in folds]
-            missing = [key for key in wanted if not is_current(done.get(key), loaded.key)]
+            missing = [
+                key for key in wanted if not is_current(done.get(key), loaded.key, changes(row))
+            ]
             if not missing:
                 continue
             found = compute_features(row, loaded.X, loaded.key)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from _features import NETWORKS_VERSION, is_current
+from _features import changes, is_current, network_changes
 from _runner import DataOption, SeedOption, results_folder, versions, write_report
 from _tasks import DATA_HOME, hash_inputs
 from numpy.typing import NDArray
@@ -111,6 +111,14 @@ MODELS: dict[str, Callable[..., NDArray[np.float64]]] = {
 ROWS = list(MODELS)
 
 
+def last_changes(model: str) -> tuple[str, ...]:
+    """Return the versions of ssl_matfeat that changed a model last."""
+    name, _, node_features = model.partition(", ")
+    if name == "NEGNN":
+        return network_changes(node_features)
+    return changes("site-default") if name == "site features" else ()
+
+
 def load_part(data: str, split: str, n: int, seed: int) -> pd.DataFrame:
     """Return random crystals of the training or test part, of at most `MAX_SITES` sites."""
     frame = pd.read_parquet(Path(data) / "mp_magmom.parquet")
@@ -141,7 +149,7 @@ def main(
     data_key = hash_inputs([*X, *X_test], np.concatenate([*y, actual]).tobytes())
     for name in tqdm(model, unit="model"):
         key = name, seed, n_train, n_test
-        if is_current(done.get(key), data_key, NETWORKS_VERSION):
+        if is_current(done.get(key), data_key, last_changes(name)):
             continue
         start = time.perf_counter()
         error = np.abs(MODELS[name](X, y, X_test, seed) - actual)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from _features import CACHE, NETWORKS_VERSION, compute_features, is_outdated
+from _features import CACHE, NETWORKS_VERSION, compute_features, is_outdated, network_changes
 from _published import PUBLISHED
 from _runner import (
     FOLDS,
@@ -116,11 +116,7 @@ def main(
         path = folder / f"{name}.json"
         done = _read(path, loaded)
         wanted = [(v, f, s, n) for n in counts for f in folds for s in seed for v in variant]
-        missing = [
-            key
-            for key in wanted
-            if key not in done or is_outdated(done[key].version, NETWORKS_VERSION)
-        ]
+        missing = [key for key in wanted if key not in done or _is_outdated(done[key])]
         for key in tqdm(missing, desc=name, unit="cell"):
             cell = _score(loaded, *key)
             done = {**_read(path, loaded), key: cell}  # others may have written meanwhile
@@ -133,6 +129,10 @@ def main(
                     f"{loaded.unit} over {len(maes)} cells"
                 )
         typer.echo(f"{name:22} published: {PUBLISHED.get(name, {})}")
+
+
+def _is_outdated(cell: Cell) -> bool:
+    return is_outdated(cell.version, network_changes(cell.parameters["node_features"]))
 
 
 def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Cell:
@@ -182,7 +182,8 @@ def _network(variant: str, seed: int) -> NEGNNRegressor:
 def _predict(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Predictions:
     """Fit a variant, unless its predictions are in the cache."""
     model = _network(variant, seed)
-    depends_on = (model.get_params(), load_weights(model.weights).sha256, NETWORKS_VERSION)
+    weights = load_weights(model.weights).sha256 if "ssl" in model.node_features else ""
+    depends_on = (model.get_params(), weights, NETWORKS_VERSION)
     parameters = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
     name = f"negnn-{data.key}-{parameters}-{fold}-{labels or 'all'}.npz"
     path = CACHE / "predictions" / name

@@ -1,4 +1,4 @@
-"""What the docs say of the default weights on textbook crystals, and of what they learned from.
+"""What the docs say of the default weights on textbook crystals, and of the corpus that they learned from.
 
     python benchmarks/accuracy/textbook.py
 
@@ -21,7 +21,6 @@ from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.featurizers import SSLAtomFeaturizer, SSLStructureFeaturizer
 from ssl_matfeat.weights import load_card
 
-LARGEST_EXPANSION = 5.0
 CRYSTALS = {
     "Cu": Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.615), ["Cu"], [[0, 0, 0]]),
     "Au": Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.078), ["Au"], [[0, 0, 0]]),
@@ -81,16 +80,18 @@ def main(data: DataOption = DATA_HOME) -> None:
 
     graphs, validating, _ = read_parquet(Path(data) / "mp_structures.parquet")
     assert validating is not None  # the corpus has a split
-    max_sites = load_card("default")["training_data"]["max_sites"]
-    training = ~validating & (graphs.n_sites <= max_sites)
-    loose = expansion(graphs) > LARGEST_EXPANSION
+    trained_on = load_card("default")["training_data"]
+    max_sites, max_expansion = trained_on["max_sites"], trained_on["max_expansion"]
+    small = ~validating & (graphs.n_sites <= max_sites)
+    loose = expansion(graphs) > max_expansion
     is_metal = np.array([False, *(Element.from_Z(z).is_metal for z in range(1, 104))])
     of_metals_alone = np.logical_and.reduceat(is_metal[graphs.numbers], graphs.site_start[:-1])
-    both = training & loose & of_metals_alone
+    both = small & loose & of_metals_alone
     typer.echo(
-        f"training crystals: {training.sum()}, of more than {LARGEST_EXPANSION:g} times the volume of their elements "
-        f"{(training & loose).sum()} ({(training & loose).sum() / training.sum():.1%}), of these of metals alone "
-        f"{both.sum()}, which are {both.sum() / (training & of_metals_alone).sum():.0%} of those of metals alone"
+        f"crystals of the corpus of at most {max_sites} sites: {small.sum()}, "
+        f"of more than {max_expansion:g} times the volume of their elements {(small & loose).sum()} "
+        f"({(small & loose).sum() / small.sum():.1%}), of these of metals alone {both.sum()}, "
+        f"which are {both.sum() / (small & of_metals_alone).sum():.0%} of those of metals alone"
     )
 
 

@@ -27,6 +27,7 @@ from torch_geometric.nn import CGConv, global_mean_pool
 from ssl_matfeat.datasets import load_elastic
 from ssl_matfeat.encoder import GaussianExpansion
 from ssl_matfeat.examples import Dataset, Inputs
+from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.network import NodeEmbeddingNetwork, Standardize
 from ssl_matfeat.weights import load_weights
 
@@ -114,7 +115,7 @@ def main(
     structures, y = load_elastic(return_X_y=True)
     structures, y = structures[:n_structures], y[:n_structures]
     inputs = Inputs("raw", load_weights("default"), None)
-    dataset = Dataset.from_structures(structures, inputs, BATCH_EDGES)
+    dataset = Dataset.from_graphs(CrystalGraphs.from_structures(structures), inputs, BATCH_EDGES)
     dataset.target = ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
 
     torch.manual_seed(0)

@@ -6,12 +6,13 @@ import copy
 from abc import abstractmethod
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
+from pymatgen.core import IStructure
 from sklearn.model_selection import train_test_split
 from sklearn.utils import (
     Tags,
@@ -21,15 +22,18 @@ from sklearn.utils import (
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from ssl_matfeat._compute import CHUNK, check_device
+from ssl_matfeat._compute import CHUNK, build_graphs, check_device
 from ssl_matfeat._random import seeded
 from ssl_matfeat._validation import as_structure_list, item_names
 from ssl_matfeat._versioned import VersionedEstimator
+from ssl_matfeat._warnings import warn_of_unusable
 from ssl_matfeat.backbones import BACKBONES
 from ssl_matfeat.blocks import Layer
 from ssl_matfeat.devices import Precision, make_fabric
 from ssl_matfeat.examples import Dataset, Example, Inputs
+from ssl_matfeat.graph import CrystalGraphs
 from ssl_matfeat.network import LearnedInputs, NodeEmbeddingNetwork, Standardize
 from ssl_matfeat.training import Losses, TrainingOptions, train
 from ssl_matfeat.weights import Pretrained, load_weights
@@ -76,6 +80,7 @@ class NEGNNBase(VersionedEstimator):
         "random_state": ["random_state"],
         "device": [str],
         "precision": [StrOptions(set(get_args(Precision)))],
+        "on_error": [StrOptions({"raise", "nan"})],
         "verbose": ["verbose"],
     }
 
@@ -101,8 +106,10 @@ class NEGNNBase(VersionedEstimator):
     random_state: int | RandomState | None
     device: str
     precision: Precision
+    on_error: Literal["raise", "nan"]
     verbose: bool
     networks_: list[NodeEmbeddingNetwork]
+    errors_: dict[int, str]
     _shape: dict[str, Any]
     _split_seeds: list[int]
     _predicts_sites: bool
@@ -204,9 +211,9 @@ class NEGNNBase(VersionedEstimator):
         names = item_names(X)
         target, counts = self._check_target(y, structures, names, weight)
         self._split(np.flatnonzero(counts), y, seed=0)  # which a class may be too rare for
-        dataset = Dataset.from_structures(
-            structures, inputs, self.batch_size, self._per_site, names
-        )
+        graphs, _, _ = build_graphs(structures, names)
+        assert graphs is not None  # a bad structure has raised
+        dataset = Dataset.from_graphs(graphs, inputs, self.batch_size, self._per_site)
         dataset.weight = weight[dataset.crystal_of_row]
         n_outputs, learned = self._fit_target(dataset, target, continued=bool(kept))
         weighted = np.unique(dataset.crystal_of_row[dataset.weight > 0])
@@ -315,28 +322,45 @@ class NEGNNBase(VersionedEstimator):
         return history
 
     def _outputs(self, X: Any) -> tuple[NDArray[np.float64], list[int]]:
-        """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal."""
+        """Return what every member gives, (n_members, n_rows, n_outputs), and the number of sites of each crystal.
+
+        Rows of structures that cannot be used are NaN with ``on_error="nan"``.
+        """
         check_is_fitted(self, "networks_")
         self._validate_params()
         check_device(self.device, torch.float32)
         structures, names = as_structure_list(X), item_names(X)
         networks = [copy.deepcopy(network).to(self.device) for network in self.networks_]
-        pieces = []
-        for first in range(0, len(structures), CHUNK):
-            chunk = structures[first : first + CHUNK]
-            dataset = Dataset.from_structures(
-                chunk,
-                self.inputs_,
-                self.batch_size,
-                self._predicts_sites,
-                names[first : first + CHUNK],
-            )
-            everything = np.arange(len(chunk))
-            with torch.inference_mode():
-                for example in dataset.batches(everything, self.batch_size, self.device)(None):
-                    pieces.append(torch.stack([network(example) for network in networks]).cpu())
-        n_sites = [len(structure) for structure in structures]
-        return torch.cat(pieces, dim=1).double().numpy(), n_sites
+        pieces = [torch.empty(len(networks), 0, networks[0].n_outputs)]
+        errors: dict[int, str] = {}
+        with tqdm(total=len(structures), unit="crystal", disable=not self.verbose) as bar:
+            for first in range(0, len(structures), CHUNK):
+                of_chunk = slice(first, first + CHUNK)
+                graphs, _, of_bad = build_graphs(
+                    structures[of_chunk], names[of_chunk], raise_errors=self.on_error == "raise"
+                )
+                errors |= {first + i: text for i, text in of_bad.items()}
+                if graphs is not None:
+                    pieces += self._member_outputs(networks, graphs)
+                bar.update(len(structures[of_chunk]))
+        self.errors_ = errors
+        warn_of_unusable(errors, len(structures), "no prediction")
+        found = torch.cat(pieces, dim=1).double().numpy()  # (n_members, n_good_rows, n_outputs)
+        n_sites = [len(s) if isinstance(s, IStructure) else 0 for s in structures]
+        is_good = ~np.isin(np.arange(len(structures)), list(errors))
+        good_rows = np.repeat(is_good, n_sites) if self._predicts_sites else is_good
+        outputs = np.full((len(networks), len(good_rows), networks[0].n_outputs), np.nan)
+        outputs[:, good_rows] = found
+        return outputs, n_sites
+
+    def _member_outputs(
+        self, networks: list[NodeEmbeddingNetwork], graphs: CrystalGraphs
+    ) -> list[Tensor]:
+        """Return what every network gives for each batch, (n_members, n_rows_of_batch, n_outputs)."""
+        dataset = Dataset.from_graphs(graphs, self.inputs_, self.batch_size, self._predicts_sites)
+        batches = dataset.batches(np.arange(len(graphs)), self.batch_size, self.device)(None)
+        with torch.inference_mode():
+            return [torch.stack([network(b) for network in networks]).cpu() for b in batches]
 
     @property
     def _per_site(self) -> bool:

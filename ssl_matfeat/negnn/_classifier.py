@@ -45,12 +45,14 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         Of the training, as there; the part set aside for early stopping holds the classes in proportion.
     n_ensemble, warm_start, random_state, device, precision, verbose
         As there.
+    on_error : {"raise", "nan"}, default="raise"
+        As there; a structure that cannot be used has the probabilities NaN and the class None.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
-    networks_, history_, loss_curve_, n_iter_
+    networks_, history_, loss_curve_, n_iter_, errors_
         As in `NEGNNRegressor`.
 
     Examples
@@ -92,6 +94,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         random_state: int | RandomState | None = None,
         device: str = "cpu",
         precision: Precision = "32-true",
+        on_error: Literal["raise", "nan"] = "raise",
         verbose: bool = False,
     ) -> None:
         self.node_features = node_features
@@ -116,6 +119,7 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         self.random_state = random_state
         self.device = device
         self.precision = precision
+        self.on_error = on_error
         self.verbose = verbose
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -145,9 +149,14 @@ class NEGNNClassifier(ClassifierMixin, NEGNNBase):
         Returns
         -------
         ndarray of shape (n_crystals,)
+            Of the type of ``classes_``, or of objects if any is None.
         """
         probabilities = self.predict_proba(X)  # which tells if there are classes
-        return self.classes_[probabilities.argmax(axis=1)]
+        labels = self.classes_[probabilities.argmax(axis=1)]
+        if self.errors_:
+            labels = labels.astype(object)
+            labels[list(self.errors_)] = None
+        return labels
 
     def _strata(self, y: Any, crystals: NDArray[np.int64]) -> Any:
         return np.asarray(y)[crystals]

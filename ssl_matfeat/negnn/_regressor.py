@@ -91,8 +91,11 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         Of torch.
     precision : {"32-true", "bf16-mixed"}, default="32-true"
         Of the training; bfloat16 saves time and memory on GPUs, and needs Lightning Fabric.
+    on_error : {"raise", "nan"}, default="raise"
+        What `predict` does at a structure that cannot be used: raise an error, or warn, predict NaN and put the reason
+        into ``errors_``. `fit` always raises.
     verbose : bool, default=False
-        Show a progress bar.
+        Show progress bars.
 
     Attributes
     ----------
@@ -106,6 +109,8 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         Training loss of each epoch of the first member.
     n_iter_ : int
         Its number of epochs.
+    errors_ : dict
+        Of the last prediction: position in X → why this structure could not be used.
 
     Examples
     --------
@@ -148,6 +153,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         random_state: int | RandomState | None = None,
         device: str = "cpu",
         precision: Precision = "32-true",
+        on_error: Literal["raise", "nan"] = "raise",
         verbose: bool = False,
     ) -> None:
         self.node_features = node_features
@@ -173,6 +179,7 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         self.random_state = random_state
         self.device = device
         self.precision = precision
+        self.on_error = on_error
         self.verbose = verbose
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -188,12 +195,14 @@ class NEGNNRegressor(RegressorMixin, NEGNNBase):
         Returns
         -------
         y : ndarray of shape (n_crystals,) or (n_crystals, n_targets), or list of ndarray of shape (n_sites,)
-            In the form of the ``y`` that `fit` got, in its unit.
+            In the form of the ``y`` that `fit` got, in its unit; NaN for what ``on_error="nan"`` lets pass.
         std : like y
             Only with ``return_std=True``.
 
         Raises
         ------
+        StructureError, TypeError
+            For the first bad structure, with ``on_error="raise"``.
         ValueError
             If ``return_std=True`` and there is only one member.
         """
