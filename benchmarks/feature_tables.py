@@ -149,17 +149,21 @@ def differences_table(
     return csv_table(["task", *heads], rows)
 
 
-def _verdict(change: NDArray[np.float64], unit: str) -> str:
-    """Return mean ± corrected standard error of a difference, and whether a t-test at 5 % tells it from none.
+def standard_error(change: NDArray[np.float64]) -> tuple[float, bool]:
+    """Return the corrected standard error of a mean difference, and whether a t-test at 5 % tells it from none.
 
     Folds share their training data, so that differences vary less than those of independent samples would, by the
     factor that Nadeau and Bengio (Machine Learning 52, 239, 2003) correct: 1/k + 1/(k - 1) in place of 1/k.
     """
     k = len(change)
     error = change.std(ddof=1) * np.sqrt(1 / k + 1 / (k - 1))
-    verdict = "better" if change.mean() < 0 else "worse"
-    if abs(change.mean()) < student_t.ppf(0.975, k - 1) * error:
-        verdict = "within the noise"
+    return float(error), bool(abs(change.mean()) > student_t.ppf(0.975, k - 1) * error)
+
+
+def _verdict(change: NDArray[np.float64], unit: str) -> str:
+    """Return mean ± standard error of a difference, and what to think of it."""
+    error, is_real = standard_error(change)
+    verdict = ("better" if change.mean() < 0 else "worse") if is_real else "within the noise"
     sign = "-" if change.mean() < 0 else "+"
     return f"{sign}{number(abs(change.mean()), unit)} ± {number(error, unit)}, {verdict}"
 

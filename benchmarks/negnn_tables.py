@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mp_magmom
+import negnn
 import numpy as np
-from _features import network_changes
-from mp_magmom import last_changes
 from numpy.typing import NDArray
 from tables import csv_table, earlier, number, with_spread
 
@@ -50,9 +50,14 @@ def _whole_cells(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _marks(cells: Sequence[dict[str, Any]]) -> str:
-    changes = [network_changes(cell["parameters"]["node_features"]) for cell in cells]
-    marks = {earlier(cell["version"], then) for cell, then in zip(cells, changes, strict=True)}
-    return "".join(marks - {""})
+    return "".join(
+        {
+            earlier(
+                c["version"], negnn.last_changes(c["variant"], c["parameters"]["node_features"])
+            )
+            for c in cells
+        }
+    )
 
 
 def fold_table(reports: dict[str, dict[str, Any]], folds: Sequence[str]) -> str:
@@ -112,7 +117,7 @@ def moments_table(path: Path) -> str:
     report = json.loads(path.read_text())
     rows = [
         [
-            c["model"] + earlier(c["version"], last_changes(c["model"])),
+            c["model"] + earlier(c["version"], mp_magmom.last_changes(c["model"])),
             str(c["n_train"]),
             *(number(c[k], report["unit"]) for k in _MOMENT_ERRORS),
         ]

@@ -43,7 +43,7 @@ from feature_tables import (
     untouched_table,
 )
 from negnn_tables import ablation_table, calibration_table, fold_table, load_networks, moments_table
-from summary_table import summary_table
+from summary_table import gains_table, summary_table
 from tables import csv_table
 
 from ssl_matfeat.weights import list_weights, load_weights
@@ -153,6 +153,7 @@ def render(page: str, results: Path) -> str:
     heads = [*representation.HEADS, CHOSEN]
     tables: dict[str, Callable[[], str]] = {
         "summary": partial(summary_table, reports, networks),
+        "gains": partial(gains_table, reports),
         "coverage": partial(coverage_table, reports),
         "reference": partial(reference_table, reports),
         "losses": partial(losses_table, reports),

@@ -288,6 +288,7 @@ def test_verdict_on_a_difference(scripts):
     assert _verdict(spread - 1, "1/cm") == "-1.0 ± 0.3, better"
     assert _verdict(1 - spread, "1/cm") == "+1.0 ± 0.3, worse"
     assert _verdict(spread - 0.9, "1/cm") == "-0.9 ± 0.3, within the noise"
+    assert _verdict(np.zeros(5), "1/cm") == "+0.0 ± 0.0, within the noise"
 
 
 def test_readme_shows_the_committed_demo(scripts):

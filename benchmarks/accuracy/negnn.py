@@ -20,7 +20,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from _features import CACHE, NETWORKS_VERSION, compute_features, is_outdated, network_changes
+from _features import (
+    CACHE,
+    NETWORKS_VERSION,
+    changes,
+    compute_features,
+    is_outdated,
+    network_changes,
+)
 from _published import PUBLISHED
 from _runner import (
     FOLDS,
@@ -131,8 +138,14 @@ def main(
         typer.echo(f"{name:22} published: {PUBLISHED.get(name, {})}")
 
 
+def last_changes(variant: str, node_features: str) -> tuple[str, ...]:
+    """Return the versions of ssl_matfeat that changed a variant last."""
+    beside = changes("default") if variant.endswith(WITH_FEATURES) else ()
+    return (*network_changes(node_features), *beside)
+
+
 def _is_outdated(cell: Cell) -> bool:
-    return is_outdated(cell.version, network_changes(cell.parameters["node_features"]))
+    return is_outdated(cell.version, last_changes(cell.variant, cell.parameters["node_features"]))
 
 
 def _score(data: Data, variant: str, fold: str, seed: int, labels: int | None) -> Cell:
